@@ -1,0 +1,22 @@
+"""The one door to the models says what is behind it."""
+
+import pytest
+
+import voxplain
+
+
+@pytest.mark.parametrize("name", ["lung", "torax", "no/such/folder"])
+def test_an_unknown_model_names_what_there_is(name):
+    with pytest.raises(ValueError, match=f"no model '{name}'.*'thorax', 'thorax-2d', or an existing folder"):
+        voxplain.load(name)
+
+
+def test_a_name_that_is_not_there_says_what_is():
+    with pytest.raises(AttributeError, match="no 'explian'; it has .*explain"):
+        voxplain.explian  # noqa: B018
+
+
+def test_the_table_of_contents_lists_what_it_gives():
+    assert {"load", "trace", "explain", "masks", "io", "__version__"} <= set(dir(voxplain))
+    assert voxplain.__version__ == voxplain.__version__ != ""
+    assert voxplain.masks.top_fraction.__module__ == "voxplain.masks"
