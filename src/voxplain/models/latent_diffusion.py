@@ -1,0 +1,282 @@
+"""A text-to-image latent diffusion pipeline: a prompt in, a `Sample` in physical units out."""
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voxplain import __version__
+from voxplain.geometry import Geometry, regular
+from voxplain.maps import Sample
+from voxplain.models.diagnosis import explain_nan
+from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
+from voxplain.models.schedule import alpha_bars, ddim_step, timesteps
+from voxplain.tokens import TokenizedPrompt
+
+
+class LatentDiffusion(nn.Module):
+    """Denoiser, autoencoder and text encoder of a latent diffusion model that predicts v.
+
+    `config` names at least: name, image_shape, spacing (mm), unit, intensity (lowest and highest value, brought to
+    -1..1), latent_shape, latent_shift and latent_scale, coordinates (normalized positions are further input
+    channels of the denoiser), schedule, prediction, steps, guidance_scale, localizing_layers.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        autoencoder: Any,
+        text_encoder: nn.Module,
+        tokenizer: Any,
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        if config["prediction"] != "v":
+            raise ValueError(f"prediction {config['prediction']!r}: this pipeline knows 'v' only")
+        self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
+        self.tokenizer, self.config, self.weights_hash = tokenizer, dict(config), "untrained"
+        self._watchers: list[Callable[[Event], None]] = []
+        channels, *grid = self.latent_shape
+        axes = [torch.linspace(-1, 1, size) for size in grid] if config["coordinates"] else []
+        places = torch.stack(torch.meshgrid(axes, indexing="ij")) if axes else torch.zeros(0, *grid)  # [axes, *grid]
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("alphas", alpha_bars(**config["schedule"]), persistent=False)
+        self.calibrate(config["latent_shift"], config["latent_scale"])
+
+    def calibrate(self, shift: float | int | Sequence[float], scale: float | int | Sequence[float]) -> None:
+        """Latents are (posterior mean - shift) * scale from now on, a number or one a channel; also in `config`."""
+        for name, given in (("latent_shift", shift), ("latent_scale", scale)):
+            values = torch.as_tensor(given, dtype=torch.float32).expand(self.latent_shape[0]).to(self.device)
+            self.config[name] = values.tolist()
+            self.register_buffer(name, values.reshape(-1, *(1 for _ in self.latent_shape[1:])), persistent=False)
+
+    autoencoder: Any
+    places: Tensor
+    alphas: Tensor
+    latent_shift: Tensor
+    latent_scale: Tensor
+
+    # what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.config["latent_shape"])
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels of a generated image lie."""
+        return regular(tuple(self.config["image_shape"]), tuple(self.config["spacing"]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas.device
+
+    def alpha_bar(self, timestep: float | int | Tensor) -> Tensor:
+        """The share of signal variance that is left at a noise level 0..steps-1; 1 at -1, which is no noise."""
+        index = torch.as_tensor(timestep, device=self.device).long()
+        return torch.where(index < 0, 1.0, self.alphas[index.clamp(min=0)])
+
+    def timesteps(self, steps: int) -> tuple[float, ...]:
+        """The noise levels that `steps` steps visit, from the last of the schedule downwards."""
+        return timesteps(steps, len(self.alphas))
+
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float | int | Tensor) -> Tensor:
+        """The latent at a noise level: sqrt(a) latent + sqrt(1 - a) noise; one level, or one a row."""
+        alpha = self._rows(self.alpha_bar(timestep), latent)
+        return alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
+
+    def velocity(self, latent: Tensor, noise: Tensor, timestep: float | int | Tensor) -> Tensor:
+        """What the denoiser is trained to predict: sqrt(a) noise - sqrt(1 - a) latent (Salimans and Ho, 2022)."""
+        alpha = self._rows(self.alpha_bar(timestep), latent)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latent
+
+    # text and images in and out -----------------------------------------------------------------------------------
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        return self.tokenizer.tokenize(prompt)
+
+    def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
+        """The context vectors of one prompt, padding included."""
+        return self.text_encoder(torch.tensor([prompt.ids], device=self.device))
+
+    def to_latent(self, image: Float[Tensor, "batch channels *spatial"]) -> Float[Tensor, "batch dim *grid"]:
+        """Images in physical units -> normalized latents (the posterior's mean: nothing is drawn)."""
+        low, high = self.config["intensity"]
+        mean, _ = self.autoencoder.encode((image - low) * (2 / (high - low)) - 1)
+        return (mean - self.latent_shift) * self.latent_scale
+
+    def to_image(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[Tensor, "batch channels *spatial"]:
+        """Normalized latents -> images in physical units, not clipped."""
+        low, high = self.config["intensity"]
+        image = self.autoencoder.decode(latent / self.latent_scale + self.latent_shift)
+        return (image + 1) * ((high - low) / 2) + low
+
+    @torch.no_grad()
+    def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
+        """The latent of one image in physical units; values beyond the intensity range are clipped to it."""
+        if image.shape[1:] != self.geometry.shape:
+            raise ValueError(
+                f"image {image.shape[1:]}, but {self.config['name']} takes {self.geometry.shape}; resample it"
+            )
+        values = np.clip(np.asarray(image, np.float32), *self.config["intensity"])
+        return self.to_latent(torch.from_numpy(values)[None].to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[np.ndarray, "batch channels *spatial"]:
+        """The images of latents, in physical units, clipped to the intensity range."""
+        return self.to_image(latent).clamp(*self.config["intensity"]).float().cpu().numpy()
+
+    # the denoiser -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        latent: Float[Tensor, "batch channels *grid"],
+        timestep: Float[Tensor, " batch"],
+        context: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch channels *grid"]:
+        """The denoiser's prediction, one noise level a row."""
+        places = self.places.expand(len(latent), *self.places.shape).to(latent.dtype)
+        return self.unet(torch.cat([latent, places], dim=1), timestep, context=context)
+
+    def predict(
+        self,
+        latent: Float[Tensor, "batch channels *grid"],
+        timestep: float | int,
+        context: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch channels *grid"]:
+        """The denoiser's prediction for rows of one noise level; a context of one row serves all of them."""
+        levels = torch.full((len(latent),), float(timestep), device=latent.device)
+        return self(latent, levels, context.expand(len(latent), -1, -1))
+
+    # generation ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, callback: Callable[[Event], None]) -> Iterator[None]:
+        """Hand every `Run`, `Call` and `Step` of the generations inside the block to `callback`."""
+        self._watchers.append(callback)
+        try:
+            yield
+        finally:
+            self._watchers.remove(callback)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance_scale: float | int | None = None,
+        negative_prompt: str | None = None,
+        samples: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sample | list[Sample]:
+        """One `Sample`, or a list where `prompt` is a list or `samples` > 1 (prompt by prompt, all in one batch).
+
+        Deterministic DDIM. Sample i starts from the noise of seed + i (or of `seed[i]`) whatever else is in its
+        batch. `guidance_scale` 0..30: conditional and null rows run in one doubled batch, 1 spares the null rows.
+        The null prompt is `negative_prompt`, else the empty text. `progress(done, steps)` is called after each step.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        steps = operator.index(self.config["steps"] if steps is None else steps)
+        scale = float(self.config["guidance_scale"] if guidance_scale is None else guidance_scale)
+        self._check(texts, steps, scale, samples)
+        texts = [text for text in texts for _ in range(samples)]
+        seeds = _seeds(seed, len(texts))
+        prompts = tuple(self.tokenize(text) for text in texts)
+        for cut in {text: one.truncated for text, one in zip(texts, prompts, strict=True) if one.truncated}.values():
+            warnings.warn(f"the prompt is longer than the context; these words fell off: {cut!r}", stacklevel=2)
+
+        self.announce(Run(prompts, self.geometry, steps))
+        latent = self._sample(prompts, seeds, steps, scale, negative_prompt or "", progress)
+        images = self.decode(latent)
+        if not np.isfinite(images).all():
+            explain_nan(self, lambda: self.to_image(latent), "decoding")
+        common = {
+            "model": self.config["name"],
+            "weights": self.weights_hash,
+            "steps": steps,
+            "guidance_scale": scale,
+            "negative_prompt": negative_prompt or "",
+            "sampler": "DDIM, eta 0, v-prediction",
+            "version": __version__,
+        }
+        made = [
+            Sample(image, self.geometry, text, {**common, **self._origin(one, start)}, self.config["unit"])
+            for image, text, one, start in zip(images, texts, prompts, seeds, strict=True)
+        ]
+        return made[0] if isinstance(prompt, str) and samples == 1 else made
+
+    def _sample(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        seeds: Sequence[int],
+        steps: int,
+        scale: float,
+        negative: str,
+        progress: Callable[[int, int], None] | None,
+    ) -> Float[Tensor, "samples channels *grid"]:
+        shape, guided, numbers = self.latent_shape, scale != 1, tuple(range(len(prompts)))
+        rows = tuple((number, branch) for branch in (TEXT, NULL)[: 1 + guided] for number in numbers)
+        encoded = {one.text: self.encode_prompt(one) for one in prompts}
+        contexts = [encoded[one.text] for one in prompts]
+        contexts += [self.encode_prompt(self.tokenize(negative))] * len(prompts) * guided
+        context = torch.cat(contexts)  # [rows, tokens, dim]
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        latent = torch.stack(noise).to(self.device)  # [samples, channels, *grid]
+
+        def guide(latent: Tensor, level: float) -> Tensor:
+            raw = self.predict(latent.repeat(1 + guided, *(1 for _ in shape)), level, context)
+            return raw[len(prompts) :].lerp(raw[: len(prompts)], scale) if guided else raw
+
+        levels = self.timesteps(steps)
+        for step, (level, following) in enumerate(zip(levels, (*levels[1:], -1.0), strict=True)):
+            self.announce(Call(rows, step, level))
+            prediction = guide(latent, level)
+            before = latent
+            latent = ddim_step(before, prediction, self.alpha_bar(level), self.alpha_bar(following))
+            if not torch.isfinite(latent).all():
+                where = f"step {step + 1} of {steps} (timestep {level:g})"
+                explain_nan(self, lambda z=before, t=level: (self.encode_prompt(prompts[0]), guide(z, t)), where)
+            self.announce(Step(step, level, before, prediction, numbers))
+            if progress:
+                progress(step + 1, steps)
+        return latent
+
+    def announce(self, event: Event) -> None:
+        """Tell all who are watching."""
+        for watcher in tuple(self._watchers):
+            watcher(event)
+
+    def _origin(self, prompt: TokenizedPrompt, seed: int) -> dict[str, Any]:
+        unknown = self.tokenizer.unknown_words(prompt.text)
+        return {"prompt": prompt.text, "seed": seed, "truncated": prompt.truncated, "unknown_words": unknown}
+
+    def _check(self, texts: Sequence[str], steps: int, scale: float, samples: int) -> None:
+        if not texts or any(not text.strip() for text in texts):
+            raise ValueError("the prompt is empty; say what the image should show, as in 'large left pleural effusion'")
+        if not 1 <= steps <= len(self.alphas):
+            raise ValueError(f"steps = {steps}; give 1 to {len(self.alphas)}")
+        if not 0 <= scale <= 30:  # NaN fails this too
+            raise ValueError(f"guidance_scale = {scale}; give 0 to 30 (1 is no guidance)")
+        if samples < 1:
+            raise ValueError(f"samples = {samples}; give 1 or more")
+
+    @staticmethod
+    def _rows(alpha: Tensor, latent: Tensor) -> Tensor:
+        return alpha.reshape(-1, *(1 for _ in latent.shape[1:]))
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + number for number in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} samples; give one seed, or one a sample")
+    if min(seeds) < 0:
+        raise ValueError(f"seed = {min(seeds)}; give 0 or more")
+    return seeds

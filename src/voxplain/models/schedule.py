@@ -1,0 +1,42 @@
+"""Noise schedules, the levels that a sampler visits, and the deterministic step between two of them."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def alpha_bars(kind: str, steps: int) -> Float[Tensor, " steps"]:
+    """The share of signal variance left at each noise level, falling from almost 1 to almost 0.
+
+    "cosine": Nichol and Dhariwal 2021, equation 17, betas at most 0.999. "scaled_linear": Rombach et al. 2022.
+    """
+    if kind == "cosine":
+        curve = np.cos((np.linspace(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    elif kind == "scaled_linear":
+        betas = np.linspace(0.00085**0.5, 0.012**0.5, steps) ** 2
+    else:
+        raise ValueError(f"schedule {kind!r}; known are 'cosine' and 'scaled_linear'")
+    return torch.from_numpy(np.cumprod(1 - betas)).float()
+
+
+def timesteps(steps: int, total: int) -> tuple[float, ...]:
+    """`steps` levels of `total`, evenly spaced, from the last one (Lin et al. 2024, table 2, "trailing")."""
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps = {steps}; give 1 to {total}")
+    return tuple(float(round(total - index * total / steps) - 1) for index in range(steps))
+
+
+def ddim_step(
+    latent: Float[Tensor, "batch channels *grid"],
+    velocity: Float[Tensor, "batch channels *grid"],
+    alpha: Float[Tensor, ""],
+    following: Float[Tensor, ""],
+) -> Float[Tensor, "batch channels *grid"]:
+    """The latent at the next level (Song et al. 2021, equation 12, sigma 0), from a v-prediction at this one."""
+    clean = alpha.sqrt() * latent - (1 - alpha).sqrt() * velocity
+    noise = (1 - alpha).sqrt() * latent + alpha.sqrt() * velocity
+    return following.sqrt() * clean + (1 - following).sqrt() * noise
