@@ -1,0 +1,1 @@
+"""Work that needs both halves: explaining, effect, grounding, honesty, training and measuring."""

@@ -1,0 +1,340 @@
+"""Training of the default models: draw phantoms, fit the autoencoder, encode, fit the denoiser with its text encoder.
+
+Everything lies in one folder and everything resumes: a run that was killed goes on from its last checkpoint, and since
+each step draws its batch from (seed, step), it goes on as if nothing had happened. No mask is ever read here: the text
+reaches the image through the denoising loss alone.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voxplain.datasets.phantom.cases import Case, draw, radiograph
+from voxplain.datasets.phantom.findings import Finding
+from voxplain.datasets.phantom.impressions import all_words, compose
+from voxplain.geometry import regular
+from voxplain.models.latent_diffusion import LatentDiffusion
+from voxplain.models.thorax import THORAX, THORAX_2D, build, build_tokenizer, save
+
+LEVELS = {"composed": 0.75, "template": 0.17, "label": 0.08}  # how often a text is of each level of variability
+CHECKPOINT_SECONDS = 300
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training depends on; written beside its checkpoints and into the model card."""
+
+    name: str = "thorax"
+    seed: int = 0
+    cases: int = 4000  # phantoms in the pool
+    autoencoder_steps: int = 1500
+    autoencoder_batch: int = 4
+    autoencoder_lr: float = 1e-3
+    denoiser_steps: int = 3600
+    denoiser_batch: int = 16
+    denoiser_lr: float = 1.5e-3
+    warmup: int = 100
+    drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
+    ema: float = 0.999
+
+
+PRESETS = {
+    "thorax": (THORAX, Settings()),
+    "thorax-2d": (
+        THORAX_2D,
+        Settings("thorax-2d", autoencoder_steps=1500, autoencoder_batch=16, denoiser_steps=2000),
+    ),
+}
+
+
+def train(
+    name: str = "thorax",
+    out: str | os.PathLike[str] = "checkpoints",
+    *,
+    progress: Callable[[str, int, int, float, float], None] | None = None,
+    workers: int = 1,
+    weights: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Path:
+    """Train `name` ("thorax", "thorax-2d") in the folder `out`/`name`, from where it stopped; the weights' folder.
+
+    `settings` replace fields of `Settings` and must not change between resumptions, except step counts.
+    `progress(stage, done, steps, loss, seconds left)` is called at every step. The device is CUDA where there is one.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no model {name!r} to train; there are {', '.join(PRESETS)}")
+    config, preset = PRESETS[name]
+    chosen = replace(preset, **settings)
+    folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**config, "name": name}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pool = Pool(folder.parent / f"{name}-pool", chosen, workers)
+    pool.fill(progress)
+    torch.manual_seed(chosen.seed)
+    pipeline = build(config, build_tokenizer(all_words())).to(device)
+    pipeline.autoencoder.to(memory_format=CHANNELS_LAST[len(config["image_shape"])])  # halves the time of a step
+    log = _Log(folder / "log.jsonl", progress)
+    with _interruptible() as stopped:
+        _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
+        latents = _encode(pipeline, pool, folder)
+        averaged = _fit_denoiser(pipeline, pool, latents, chosen, folder, log, stopped)
+    for parameter, mean in zip(_learned(pipeline).parameters(), averaged, strict=True):
+        parameter.data.copy_(mean)
+    target = Path(weights) if weights else folder / "weights"
+    facts = {**asdict(chosen), "data_hash": pool.hash(), "parameters": sum(p.numel() for p in pipeline.parameters())}
+    save(pipeline, target, f"# {name}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n")
+    return target
+
+
+class Pool:
+    """The first `cases` training phantoms on disk, with what a text needs to know of them."""
+
+    def __init__(self, folder: Path, settings: Settings, workers: int) -> None:
+        self.folder, self.size, self.workers = folder, settings.cases, workers
+        self.draw = draw if settings.name == "thorax" else radiograph
+        self.cases: list[Case] = []
+
+    def fill(self, progress: Callable[[str, int, int, float, float], None] | None = None) -> None:
+        """Draw what is not on disk yet, in blocks of 100 cases that are renamed when complete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        blocks = [b for b in range(0, self.size, 100) if not (self.folder / f"{b:07d}.npy").exists()]
+        jobs = [(self.folder, b, min(100, self.size - b), self.draw is draw) for b in blocks]
+        begun = time.monotonic()
+        with multiprocessing.get_context("spawn").Pool(self.workers) if jobs else _nothing() as workers:
+            for done, _ in enumerate(workers.imap(_draw_block, jobs) if jobs else (), start=1):
+                if progress:
+                    left = (time.monotonic() - begun) / done * (len(jobs) - done)
+                    progress("phantoms", 100 * done, 100 * len(jobs), float("nan"), left)
+        starts = range(0, self.size, 100)
+        self.images = [np.load(self.folder / f"{b:07d}.npy", mmap_mode="r") for b in starts]
+        lines = [line for b in starts for line in (self.folder / f"{b:07d}.jsonl").read_text().splitlines()]
+        self.cases = [_light(json.loads(line)) for line in lines[: self.size]]
+
+    def batch(self, indices: np.ndarray) -> Float[Tensor, "batch 1 *spatial"]:
+        """Images in physical units."""
+        rows = [np.asarray(self.images[i // 100][i % 100], np.float32) for i in indices]
+        return torch.from_numpy(np.stack(rows))[:, None]
+
+    def hash(self) -> str:
+        """SHA-256 over the images of the first block and what its texts are made from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images[0]).tobytes())
+        digest.update((self.folder / "0000000.jsonl").read_bytes())
+        return digest.hexdigest()
+
+
+def _draw_block(job: tuple[Path, int, int, bool]) -> None:
+    folder, first, count, volumes = job
+    cases = [(draw if volumes else radiograph)(first + i) for i in range(count)]
+    images = np.stack([case.image[0] for case in cases])
+    stored = np.round(images).astype(np.int16) if volumes else images.astype(np.float16)
+    lines = [json.dumps({"seed": c.seed, "findings": [_facts(f) for f in c.findings]}) for c in cases]
+    (folder / f"{first:07d}.jsonl").write_text("\n".join(lines) + "\n")
+    partial = folder / f"{first:07d}.part.npy"
+    np.save(partial, stored)
+    partial.rename(folder / f"{first:07d}.npy")
+
+
+def _facts(finding: Finding) -> dict[str, Any]:
+    return {name: getattr(finding, name) for name in ("kind", "side", "lobe", "severity", "count", "size_mm")}
+
+
+def _light(facts: dict[str, Any]) -> Case:
+    """A case of one empty pixel: enough to compose its text."""
+    none = np.zeros((1, 1), bool)
+    findings = tuple(Finding(mask=none, **finding) for finding in facts["findings"])
+    image, geometry = np.zeros((1, 1, 1), np.float32), regular((1, 1), (1.0, 1.0))
+    return Case(facts["seed"], "train", image, geometry, findings, defaultdict(lambda: none), None)
+
+
+def _fit_autoencoder(pipeline: LatentDiffusion, pool: Pool, settings: Settings, folder: Path, log, stopped) -> None:
+    network, steps = pipeline.autoencoder, settings.autoencoder_steps
+    low, high = pipeline.config["intensity"]
+    optimizer = torch.optim.AdamW(network.parameters(), settings.autoencoder_lr, weight_decay=1e-4)
+    state = _Checkpoint(folder / "autoencoder.pt", {"network": network, "optimizer": optimizer})
+    first = state.load()
+    if first == 0:
+        network.start_from(_normalized(pool.batch(np.arange(min(48, pool.size))), low, high).to(pipeline.device))  # type: ignore[operator]
+    log.begin("autoencoder", first, steps)
+    for step in range(first, steps):
+        _set_rate(optimizer, settings.autoencoder_lr, step, steps, settings.warmup)
+        rng = np.random.default_rng((settings.seed, 1, step))
+        images = pool.batch(rng.integers(0, pool.size, settings.autoencoder_batch)).to(pipeline.device)
+        images = _normalized(images, low, high)
+        torch.manual_seed(int(rng.integers(2**62)))  # the latents' noise
+        with torch.autocast(pipeline.device.type, torch.bfloat16):
+            made, mean, deviation = network(images)
+        mean, deviation = mean.float(), deviation.float()
+        prior = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).mean()
+        error = (made.float() - images).abs().mean()
+        _descend(error + 1e-6 * prior, optimizer, network)
+        log.step(step, error.item() * (high - low) / 2)
+        if stopped() or state.due() or step == steps - 1:
+            state.save(step + 1)
+        if stopped():
+            raise KeyboardInterrupt
+
+
+def _encode(pipeline: LatentDiffusion, pool: Pool, folder: Path) -> Float[Tensor, "cases channels *grid"]:
+    """All latents of the pool; the pipeline's latent scale is set so that they have zero mean and unit variance."""
+    path = folder / "latents.pt"
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+    else:
+        pipeline.calibrate(0.0, 1.0)
+        with torch.no_grad():
+            parts = [pipeline.to_latent(pool.batch(np.arange(b, min(b + 8, pool.size))).to(pipeline.device)).cpu()
+                     for b in range(0, pool.size, 8)]  # fmt: skip
+        latents = torch.cat(parts)
+        axes = [0, *range(2, latents.ndim)]
+        mean, deviation = latents.mean(axes), latents.std(axes)
+        scale = 1 / (deviation.sqrt() * deviation.mean().sqrt())  # half-way to unit variance a channel
+        kept = {"latents": latents.half(), "shift": mean, "scale": scale}
+        torch.save(kept, path)
+    pipeline.calibrate(kept["shift"].tolist(), kept["scale"].tolist())
+    shape = (1, -1, *(1 for _ in kept["latents"].shape[2:]))
+    return (kept["latents"].float() - kept["shift"].reshape(shape)) * kept["scale"].reshape(shape)
+
+
+def _fit_denoiser(
+    pipeline: LatentDiffusion, pool: Pool, latents: Tensor, settings: Settings, folder: Path, log, stopped
+) -> list[Tensor]:
+    """The averaged parameters of the denoiser and the text encoder."""
+    network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
+    optimizer = torch.optim.AdamW(network.parameters(), settings.denoiser_lr, weight_decay=1e-3)
+    averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
+    state = _Checkpoint(folder / "denoiser.pt", {"network": network, "optimizer": optimizer, "averaged": averaged})
+    first = state.load()
+    log.begin("denoiser", first, steps)
+    names, shares = list(LEVELS), list(LEVELS.values())
+    for step in range(first, steps):
+        _set_rate(optimizer, settings.denoiser_lr, step, steps, settings.warmup)
+        rng = np.random.default_rng((settings.seed, 2, step))
+        picked = rng.integers(0, pool.size, settings.denoiser_batch)
+        texts = [
+            "" if rng.random() < settings.drop_text
+            else compose(pool.cases[i], rng, str(rng.choice(names, p=shares))).text
+            for i in picked
+        ]  # fmt: skip
+        clean = latents[torch.from_numpy(picked)].to(device)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        levels = (torch.rand(len(clean), generator=generator) * len(pipeline.alphas)).long().to(device)
+        noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
+        with torch.autocast(device.type, torch.bfloat16):
+            ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
+            predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
+        loss = (predicted.float() - target).square().mean()
+        _descend(loss, optimizer, network)
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, parameter in zip(averaged, network.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - decay)
+        log.step(step, loss.item())
+        if stopped() or state.due() or step == steps - 1:
+            state.save(step + 1)
+        if stopped():
+            raise KeyboardInterrupt
+    return [p.detach() for p in averaged]
+
+
+def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:
+    return nn.ModuleList([pipeline.unet, pipeline.text_encoder])
+
+
+def _normalized(images: Tensor, low: float, high: float) -> Tensor:
+    return (images.clamp(low, high) - low) * (2 / (high - low)) - 1
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int, warmup: int) -> None:
+    """Linear warm-up, then cosine decay to 2 % of the peak."""
+    decay = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / max(steps, 1)))
+    for group in optimizer.param_groups:
+        group["lr"] = float(peak * min((step + 1) / warmup, 1.0) * decay)  # no NumPy scalar: read back weights-only
+
+
+def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss.item()}; resume with a lower rate")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+
+
+class _Checkpoint:
+    """Parts that are saved together, beside the old file and then in its place."""
+
+    def __init__(self, path: Path, parts: dict[str, Any]) -> None:
+        self.path, self.parts, self.last = path, parts, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.last > CHECKPOINT_SECONDS
+
+    def save(self, step: int) -> None:
+        partial = self.path.with_suffix(".part")
+        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
+        partial.replace(self.path)
+        self.last = time.monotonic()
+
+    def load(self) -> int:
+        if not self.path.exists():
+            return 0
+        kept = torch.load(self.path, weights_only=True, map_location="cpu")
+        for name, part in self.parts.items():
+            part.load_state_dict(kept[name])
+        return kept["step"]
+
+
+class _Log:
+    """One JSON line every ten steps, and a call of `progress` at each."""
+
+    def __init__(self, path: Path, progress: Callable[[str, int, int, float, float], None] | None) -> None:
+        self.path, self.progress, self.losses = path, progress, []
+
+    def begin(self, stage: str, first: int, steps: int) -> None:
+        self.stage, self.first, self.steps, self.begun, self.losses = stage, first, steps, time.monotonic(), []
+
+    def step(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+        spent = time.monotonic() - self.begun
+        left = spent / (step + 1 - self.first) * (self.steps - step - 1)
+        mean = float(np.mean(self.losses[-50:]))
+        if self.progress:
+            self.progress(self.stage, step + 1, self.steps, mean, left)
+        if (step + 1) % 10 == 0 or step + 1 == self.steps:
+            line = {"stage": self.stage, "step": step + 1, "loss": round(mean, 5), "seconds": round(spent, 1)}
+            with self.path.open("a") as file:
+                file.write(json.dumps({**line, "seconds_left": round(left)}) + "\n")
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and a polite kill end the current step, not the middle of one."""
+    flags: list[int] = []
+    old = {s: signal.signal(s, lambda number, _: flags.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(flags)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _nothing() -> Iterator[Any]:
+    yield None
