@@ -1,0 +1,62 @@
+"""Folders and files that are either complete or not there."""
+
+import os
+import re
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, marker: str) -> Iterator[Path]:
+    """Yield a hidden folder beside `folder` that takes its place when the block ends, and vanishes if it fails.
+
+    An existing folder is refused, with `FileExistsError`, unless `overwrite`; even then only one that is empty or
+    holds `marker` (a file that only we write) is replaced, and the old one stays until the new one is complete.
+    """
+    final = Path(folder).expanduser().resolve()
+    if final.exists() and not overwrite:
+        raise FileExistsError(f"{final} exists; choose another folder or allow it to be replaced (--overwrite)")
+    if final.exists() and not (final.is_dir() and ((final / marker).is_file() or not any(final.iterdir()))):
+        raise FileExistsError(f"{final} holds no {marker}, so it is not replaced; choose another folder")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        _swap(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, final: Path) -> None:
+    old = partial.with_suffix(".old")
+    try:
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            old.rename(final)  # interrupted between the two renames: the old folder comes back
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Replace the file at `path` in one step: readers see the old content or the new one, never a part."""
+    final = Path(path).expanduser().resolve()
+    partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.write_bytes(content)
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def safe_name(text: str) -> str:
+    """`text` as a part of a file name: letters, digits and dashes, at most 40 characters, never empty."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "word"
