@@ -8,10 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def alpha_bars(kind: str, steps: int) -> Float[Tensor, " steps"]:
+def alpha_bars(kind: str, steps: int, shift: float = 1.0) -> Float[Tensor, " steps"]:
     """The share of signal variance left at each noise level, falling from almost 1 to almost 0.
 
     "cosine": Nichol and Dhariwal 2021, equation 17, betas at most 0.999. "scaled_linear": Rombach et al. 2022.
+    `shift` multiplies the signal's amplitude over that of the noise, so the signal-to-noise ratio by its square
+    (Hoogeboom et al. 2023, section 3.1, their 64 / d): below 1 for images of many redundant cells, where a large
+    structure stays visible under noise that hides each cell.
     """
     if kind == "cosine":
         curve = np.cos((np.linspace(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -20,7 +23,8 @@ def alpha_bars(kind: str, steps: int) -> Float[Tensor, " steps"]:
         betas = np.linspace(0.00085**0.5, 0.012**0.5, steps) ** 2
     else:
         raise ValueError(f"schedule {kind!r}; known are 'cosine' and 'scaled_linear'")
-    return torch.from_numpy(np.cumprod(1 - betas)).float()
+    kept = np.cumprod(1 - betas)
+    return torch.from_numpy(kept * shift**2 / (kept * shift**2 + 1 - kept)).float()
 
 
 def timesteps(steps: int, total: int) -> tuple[float, ...]:

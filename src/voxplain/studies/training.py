@@ -24,13 +24,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain.datasets.phantom.cases import Case, draw, radiograph
-from voxplain.datasets.phantom.findings import Finding
-from voxplain.datasets.phantom.impressions import all_words, compose
+from voxplain.datasets.phantom.findings import Finding, Plan
+from voxplain.datasets.phantom.impressions import all_words, compose, request
 from voxplain.geometry import regular
 from voxplain.models.latent_diffusion import LatentDiffusion
 from voxplain.models.thorax import THORAX, THORAX_2D, build, build_tokenizer, save
 
-LEVELS = {"composed": 0.75, "template": 0.17, "label": 0.08}  # how often a text is of each level of variability
+# How often a text is of each kind: the levels of `compose`, and "full", a bare phrase that names all there is to name
+LEVELS = {"full": 0.45, "composed": 0.35, "template": 0.1, "label": 0.1}
 CHECKPOINT_SECONDS = 300
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -45,10 +46,10 @@ class Settings:
     autoencoder_steps: int = 1500
     autoencoder_batch: int = 4
     autoencoder_lr: float = 1e-3
-    denoiser_steps: int = 3600
-    denoiser_batch: int = 16
-    denoiser_lr: float = 1.5e-3
-    warmup: int = 100
+    denoiser_steps: int = 5500
+    denoiser_batch: int = 8
+    denoiser_lr: float = 1e-3
+    warmup: int = 200
     drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
     ema: float = 0.999
 
@@ -227,14 +228,16 @@ def _fit_denoiser(
         rng = np.random.default_rng((settings.seed, 2, step))
         picked = rng.integers(0, pool.size, settings.denoiser_batch)
         texts = [
-            "" if rng.random() < settings.drop_text
-            else compose(pool.cases[i], rng, str(rng.choice(names, p=shares))).text
+            "" if rng.random() < settings.drop_text else _text(pool.cases[i], rng, str(rng.choice(names, p=shares)))
             for i in picked
-        ]  # fmt: skip
+        ]
         clean = latents[torch.from_numpy(picked)].to(device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        levels = (torch.rand(len(clean), generator=generator) * len(pipeline.alphas)).long().to(device)
+        drawn = torch.rand(
+            len(clean), generator=generator
+        ).sqrt()  # density t: what is said counts where noise hides it
+        levels = (drawn * len(pipeline.alphas)).long().to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
             ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
@@ -251,6 +254,13 @@ def _fit_denoiser(
         if stopped():
             raise KeyboardInterrupt
     return [p.detach() for p in averaged]
+
+
+def _text(case: Case, rng: np.random.Generator, level: str) -> str:
+    if level != "full":
+        return compose(case, rng, level).text
+    plans = [Plan(f.kind, f.side, f.lobe, f.severity, f.count) for f in case.findings]
+    return request(plans, rng, plain=True).text
 
 
 def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:

@@ -63,6 +63,8 @@ def plan_case(rng: np.random.Generator, *, allow_held_out: bool = True) -> tuple
 
 def _plan(rng: np.random.Generator, kind: str) -> Plan:
     severity = str(rng.choice(["small", "moderate", "large"]))
+    if kind == "cardiomegaly":
+        return Plan(kind)  # the size of a large heart is drawn with the chest
     if kind not in SIDED:
         return Plan(kind, "bilateral" if kind in ("emphysema", "fibrosis") else None, None, severity)
     if kind in ("effusion", "ground_glass") and rng.random() < 0.18:

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from voxplain.tokens import TokenizedPrompt
 
 CONTEXT = 96
+LOUDNESS = 3.0  # initial length of word vectors, against 1 of a plain layer norm
 PAD, START, END = "[PAD]", "[CLS]", "[SEP]"
 _UNREACHABLE = "[UNK]"  # tokenizers wants a name for it; the vocabulary below leaves no way to reach it
 _WORD = re.compile(r"[^\W_]+")
@@ -92,6 +93,10 @@ class TextEncoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(context, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        # Most positions are padding. Long word vectors and short padding vectors keep them from drowning the words
+        # before attention has learned anything; both lengths are trained.
+        self.hush = nn.Parameter(torch.tensor(0.02))
+        nn.init.constant_(self.norm.weight, LOUDNESS)
         nn.init.normal_(self.tokens.weight, std=0.5)  # rows must differ from the first step on: they are the keys
         nn.init.normal_(self.positions, std=0.1)
 
@@ -101,7 +106,7 @@ class TextEncoder(nn.Module):
         encoded = embedded
         for block in self.blocks:
             encoded = block(encoded, content)
-        return self.norm(torch.where(content[..., None], encoded, embedded))
+        return torch.where(content[..., None], self.norm(encoded), self.hush * self.norm(embedded))
 
 
 class Block(nn.Module):

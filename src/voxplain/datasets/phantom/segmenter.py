@@ -1,0 +1,307 @@
+"""A rule-based reader of phantom chests: it sees the voxels and nothing else, neither the prompt nor the seed.
+
+`register` finds the anatomy, then each finding has a rule on Hounsfield units, shape and place. The rules know how
+phantoms are built (shapes of the chest, HU ranges of the findings, that fluid and air lie along gravity), so they
+are no reader of patients; they do not know what was drawn in the volume at hand. All thresholds were chosen on `dev`
+seeds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from voxplain.datasets.phantom.registration import Anatomy, register
+
+VOXEL_ML = 0.125
+CUBE = np.ones((3, 3, 3), bool)
+BALL = ndimage.generate_binary_structure(3, 2)  # 19 voxels: the smallest nodule
+CROSS = ndimage.generate_binary_structure(3, 1)
+SMALLEST_ML = {
+    "consolidation": 5.0, "ground_glass": 6.0, "nodule": 1.4, "effusion": 12.0, "pneumothorax": 12.0,
+    "cardiomegaly": 50.0, "atelectasis": 6.0, "emphysema": 60.0, "pericardial_effusion": 15.0, "fibrosis": 40.0,
+}  # fmt: skip
+HEART_MM = 52.0  # geometric mean of the half axes above which a heart is large
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One finding that the rules see; `count` tells how many nodules the mask holds."""
+
+    kind: str
+    side: str | None
+    lobe: str | None
+    volume_ml: float
+    mask: Bool[np.ndarray, "*spatial"]
+    count: int = 1
+
+
+def segment(volume: Float[np.ndarray, "slices rows columns"]) -> dict[str, Bool[np.ndarray, "slices rows columns"]]:
+    """Which voxels belong to which kind of finding; only kinds that are there. `volume`: HU, 64^3 voxels of 5 mm."""
+    masks: dict[str, np.ndarray] = {}
+    for found in findings(volume):
+        masks[found.kind] = masks.get(found.kind, np.zeros(volume.shape, bool)) | found.mask
+    return masks
+
+
+def findings(volume: Float[np.ndarray, "slices rows columns"]) -> list[Found]:
+    """Every finding that the rules see, each with side, lobe, volume and mask.
+
+    Side and lobe are None where the kind has none; effusions and ground glass on both sides are one bilateral finding.
+    """
+    if volume.ndim != 3 or not np.isfinite(volume).all():
+        raise ValueError(f"expected finite HU on three axes, got shape {volume.shape}")
+    reading = Reading(np.clip(volume, -1024, 1500).astype(np.float32))
+    found = []
+    for rule in (_effusions, _pneumothoraces, _pericardial, _hearts, _fibrosis, _dense, _ground_glass, _emphysema):
+        found += rule(reading)
+    return found
+
+
+class Reading:
+    """A volume being read: its anatomy, its local statistics, and which voxels are already explained."""
+
+    def __init__(self, volume: Float[np.ndarray, "slices rows columns"]) -> None:
+        self.hu = volume
+        self.anatomy: Anatomy = register(volume)
+        self.mean = ndimage.uniform_filter(volume, 3)
+        self.spread = np.sqrt(np.maximum(ndimage.uniform_filter(volume**2, 3) - self.mean**2, 0))
+        self.metal = ndimage.binary_dilation(volume > 420, CUBE) & ndimage.binary_dilation(self.anatomy.lungs)
+        self.core = ndimage.binary_erosion(self.anatomy.lungs, CROSS)
+        self.dense = self.anatomy.lungs & (volume > -300) & ~self.metal
+        self.taken = np.zeros(volume.shape, bool)
+        self.lobes = self.anatomy.lobes()
+
+    def make(
+        self, kind: str, mask: np.ndarray, side: str | None, *, lobar: bool = False, count: int = 1
+    ) -> list[Found]:
+        """One finding, unless it is too small to count."""
+        volume = float(mask.sum()) * VOXEL_ML
+        if volume < SMALLEST_ML[kind]:
+            return []
+        lobe = max(self.lobes, key=lambda name: int((mask & self.lobes[name]).sum())) if lobar else None
+        return [Found(kind, lobe.split()[0] if lobe else side, lobe, volume, mask, count)]
+
+
+def layer(reading: Reading, side: str, like: np.ndarray, *, fluid: bool) -> tuple[np.ndarray, float, float]:
+    """The best layer along any direction of gravity: its mask, how many more voxels fit than not, and its purity.
+
+    Fluid runs down and air rises, both with a meniscus along the wall; gravity points anywhere from back to front.
+    """
+    a = reading.anatomy
+    cells = np.flatnonzero(a.side(side) & reading.core)
+    whole = np.flatnonzero(a.side(side))
+    if cells.size < 200:
+        return np.zeros(like.shape, bool), 0.0, 0.0
+    vote = like.ravel()[cells] - np.float32(0.75)
+    meniscus = (30 if fluid else 22) * np.square(np.minimum(a.rim, 1))
+    best, mask, purity = 0.0, np.zeros(like.size, bool), 0.0
+    for turn in np.linspace(0, np.pi, 13):
+        for tilt in (-0.2, 0.0, 0.2):
+            up = np.array([tilt, -np.cos(turn), np.sin(turn)], np.float32) * np.float32(-1 if fluid else 1)
+            height = (up[0] * a.x + up[1] * a.y + up[2] * a.z + meniscus).ravel()
+            order = np.argsort(-height[cells])
+            gain = np.cumsum(vote[order])
+            top = int(gain.argmax())
+            if gain[top] > best:
+                best, purity = float(gain[top]), float(gain[top] / (top + 1) + 0.75)
+                mask = np.zeros(like.size, bool)
+                mask[whole] = height[whole] >= height[cells[order[top]]]
+    return mask.reshape(like.shape), best, purity
+
+
+def _effusions(reading: Reading) -> list[Found]:
+    masks = {}
+    for side in ("right", "left"):
+        mask, gain, _ = layer(reading, side, reading.dense.astype(np.float32), fluid=True)
+        fluid = mask & reading.dense
+        inner = ndimage.binary_erosion(fluid, CROSS)
+        if gain < 25 or not inner.any() or (level := float(np.median(reading.mean[inner]))) > 19.5:
+            continue
+        other = ndimage.binary_opening(fluid & (reading.mean > level + 16), CUBE)  # denser tissue drowned in it
+        near = ndimage.binary_opening(reading.dense & reading.anatomy.side(side), CROSS)
+        masks[side] = _joined(fluid & ~other, near, level, reading.hu)
+        reading.taken |= masks[side]
+    return _paired(reading, "effusion", masks)
+
+
+def _joined(fluid: np.ndarray, dense: np.ndarray, level: float, hu: np.ndarray) -> np.ndarray:
+    """Fluid with the pieces that touch it and are no denser: the layer's edge is a plane, the real one bends."""
+    labels, count = ndimage.label(dense & ~fluid)
+    touching = np.unique(labels[ndimage.binary_dilation(fluid, CROSS)])
+    for k in touching[touching > 0]:
+        piece = labels == k
+        inner = ndimage.binary_erosion(piece, CROSS)
+        if np.median(hu[inner if inner.any() else piece]) < level + 9:
+            fluid = fluid | piece
+    return fluid
+
+
+def _pneumothoraces(reading: Reading) -> list[Found]:
+    masks = {}
+    for side in ("right", "left"):
+        mask, gain, _ = layer(reading, side, (reading.hu < -935).astype(np.float32), fluid=False)
+        if gain >= 9 and np.median(reading.hu[mask & (reading.hu < -935)]) < -973:  # holes of emphysema are denser
+            masks[side] = mask & (reading.hu < -900)
+            reading.taken |= masks[side]
+    return _paired(reading, "pneumothorax", masks)
+
+
+def _paired(reading: Reading, kind: str, masks: dict[str, np.ndarray]) -> list[Found]:
+    """One finding of one side, or one bilateral finding."""
+    masks = {side: mask for side, mask in masks.items() if mask.sum() * VOXEL_ML >= SMALLEST_ML[kind]}
+    if not masks:
+        return []
+    side = "bilateral" if len(masks) == 2 else next(iter(masks))
+    return reading.make(kind, np.logical_or.reduce(list(masks.values())), side)
+
+
+def _hearts(reading: Reading) -> list[Found]:
+    p = reading.anatomy.parameters
+    heart = reading.anatomy.heart
+    muscle = 1 - float((heart & reading.taken).sum()) / max(1, int(heart.sum()))  # without the fluid around it
+    size = (p["heart_a"] * p["heart_b"] * p["heart_c"] * muscle) ** (1 / 3)
+    return reading.make("cardiomegaly", heart & ~reading.taken, None) if size > HEART_MM else []
+
+
+def _pericardial(reading: Reading) -> list[Found]:
+    """Fluid around the heart: soft voxels in a band around the fitted surface that are darker than its middle."""
+    a, p = reading.anatomy, reading.anatomy.parameters
+    hx, hz = a.x - p["heart_x"], a.z - p["heart_z"]
+    hy = a.y - p["heart_y"] + 0.15 * hx
+    radius = (p["heart_a"] + p["heart_b"] + p["heart_c"]) / 3
+    out = np.sqrt((hx / p["heart_a"]) ** 2 + (hy / p["heart_b"]) ** 2 + ((hz + 0.35 * hx) / p["heart_c"]) ** 2)
+    out = (out - 1) * radius  # mm outside the surface
+    soft = ndimage.binary_erosion((reading.hu > -40) & (reading.hu < 250) & ~reading.taken, CROSS)
+    inner = soft & (out < -18)
+    blood = float(np.median(reading.hu[inner])) if inner.any() else 42.0
+    dark = (reading.mean < blood - 16) & (reading.hu < blood - 12)
+    band = soft & (out > -12) & (out < 14) & (hz > -15)
+    if band.sum() < 100 or (band & dark).sum() / band.sum() < 0.098:
+        return []
+    shell = (out > -15) & (out < 20) & (reading.hu > -300) & (reading.hu < blood - 12) & ~reading.taken & (hz > -40)
+    shell &= a.mediastinum | a.heart | a.lungs
+    reading.taken |= shell
+    return reading.make("pericardial_effusion", shell, None)
+
+
+def _dense(reading: Reading) -> list[Found]:
+    """Soft tissue where lung is expected: balls are nodules, slabs at the hilum collapse, the rest consolidation."""
+    a = reading.anatomy
+    inside = np.where(a.lungs & ~reading.metal & ~reading.taken, reading.hu, np.float32(-800))
+    ball = ndimage.convolve(inside, BALL / np.float32(BALL.sum()))
+    seed = (ball > -270) & (ndimage.minimum_filter(inside, footprint=CROSS) > -430)
+    labels, count = ndimage.label(ndimage.binary_dilation(seed, BALL) & (inside > -430))
+    found: list[Found] = []
+    masks: dict[tuple[str, str], list[np.ndarray]] = {}
+    for k in range(1, count + 1):
+        mask = labels == k
+        lobe = max(reading.lobes, key=lambda name: int((mask & reading.lobes[name]).sum()))
+        kind = _kind(reading, mask, lobe, float(ball[mask].max()))
+        if kind is not None:
+            masks.setdefault((kind, lobe), []).append(mask)
+    for (kind, lobe), parts in masks.items():
+        mask = np.logical_or.reduce(parts)
+        reading.taken |= mask
+        found += reading.make(kind, mask, lobe.split()[0], lobar=True, count=len(parts) if kind == "nodule" else 1)
+    return found
+
+
+def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float) -> str | None:
+    """What a piece of dense tissue is; None for scraps at the wall, vessels in ground glass and ends of an effusion."""
+    a, size, side = reading.anatomy, int(mask.sum()), lobe.split()[0]
+    if size < 18 or (size < 40 and (mask & ~reading.core).sum() / size > 0.6):
+        return None
+    round_ = _ballness(a, a.side(side), mask)
+    if size < 45:
+        return "nodule" if round_ > 0.84 else None
+    slab = _slabness(a, reading.lobes[lobe], mask, -1 if side == "right" else 1)
+    if size < 330 and round_ > 0.815 and slab < 0.5:
+        return "nodule"
+    inner = ndimage.binary_erosion(mask, CROSS)
+    level = float(np.percentile(reading.mean[inner if inner.any() else mask], 75))
+    beside = (ndimage.binary_dilation(mask, CUBE, iterations=2) & reading.taken & (reading.hu > -300)).any()
+    if peak < -60 or (beside and level < 15):
+        return None
+    return "atelectasis" if slab - round_ + max((level - 33) / 90, -0.15) > -0.03 else "consolidation"
+
+
+def _ballness(a: Anatomy, tissue: np.ndarray, mask: np.ndarray) -> float:
+    """Overlap (IoU) of a mask with the ball of its size around its middle, both inside the tissue."""
+    cells = np.flatnonzero(tissue | mask)
+    inside = mask.ravel()[cells]
+    points = np.stack([np.broadcast_to(axis, mask.shape).ravel()[cells] for axis in (a.x, a.y, a.z)])
+    middle = points[:, inside].mean(1)
+    near = ((points - middle[:, None]) ** 2).sum(0) < 70**2
+    points, inside = points[:, near], inside[near]
+    best = 0.0
+    for step in (5.0, 5.0, 2.5, 2.5):  # the middle of a ball cut by the wall is not the middle of what is left
+        moves = middle + step * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)]).astype(np.float32)
+        fits = [_overlap(((points - move[:, None]) ** 2).sum(0), inside) for move in moves]
+        best, middle = max(best, max(fits)), moves[int(np.argmax(fits))]
+    return best
+
+
+def _slabness(a: Anatomy, lobe: np.ndarray, mask: np.ndarray, side: int) -> float:
+    """Overlap (IoU) of a mask with the best slab of its size at the hilar face of a lobe."""
+    cells = np.flatnonzero(lobe)
+    inside = mask.ravel()[cells]
+    x, y, z = (np.broadcast_to(axis, mask.shape).ravel()[cells] for axis in (a.x, a.y, a.z))
+    tilts = np.linspace(-1.2, 1.2, 7, dtype=np.float32)
+    return max(_overlap(np.abs(x - side * 30) + ty * y + tz * z, inside) for ty in tilts for tz in tilts)
+
+
+def _overlap(order: np.ndarray, inside: np.ndarray) -> float:
+    size = int(inside.sum())
+    if size == 0:
+        return 0.0
+    best = inside[order <= np.partition(order, size - 1)[size - 1]]
+    common = int(best.sum())
+    return common / (size + best.size - common)
+
+
+def _ground_glass(reading: Reading) -> list[Found]:
+    """Hazy lung: most voxels around lie between air and soft tissue, without the mesh of fibrosis."""
+    a = reading.anatomy
+    hazy = (reading.hu > -640) & (reading.hu < -320)
+    busy = ndimage.binary_dilation(reading.taken | reading.metal, CROSS)
+    share = ndimage.uniform_filter(hazy.astype(np.float32), 3)
+    core = ndimage.binary_opening(reading.core & ~busy & (share > 0.5), CROSS)
+    labels, count = ndimage.label(core)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    core = (sizes >= 10)[labels]
+    mask = ndimage.binary_dilation(core, CUBE) & (reading.hu > -660) & a.lungs & ~reading.taken
+    halves = {side: mask & a.side(side) for side in ("right", "left")}
+    halves = {side: half for side, half in halves.items() if half.sum() * VOXEL_ML >= SMALLEST_ML["ground_glass"]}
+    if len(halves) == 2:
+        return reading.make("ground_glass", mask, "bilateral")
+    return [f for side, half in halves.items() for f in reading.make("ground_glass", half, side, lobar=True)]
+
+
+def _fibrosis(reading: Reading) -> list[Found]:
+    """A mesh under the pleura of the lower lungs: neighbors differ strongly nearly everywhere, on both sides."""
+    a = reading.anatomy
+    solid = ndimage.binary_opening(reading.dense, CUBE)
+    busy = ndimage.binary_dilation(solid | reading.metal | reading.taken, CUBE)
+    zone = reading.core & ~busy & (a.rim > 0.5) & (a.z < 5)
+    rough = reading.spread > 110
+    zones = [zone & a.side(side) for side in ("right", "left")]
+    if max(float(rough[part].mean()) if part.sum() > 50 else 0.0 for part in zones) < 0.6:
+        return []
+    mask = a.lungs & ~busy & rough & (a.rim > 0.35) & (a.z < 25)
+    reading.taken |= mask
+    return reading.make("fibrosis", mask, "bilateral")
+
+
+def _emphysema(reading: Reading) -> list[Found]:
+    """Holes darker than the lung around them, on both sides."""
+    a, p = reading.anatomy, reading.anatomy.parameters
+    expected = np.float32(p["parenchyma"]) + 45 * np.clip(a.y / np.float32(p["depth"]), -1, 1)
+    hole = reading.core & ~reading.taken & (reading.hu < -925) & (reading.hu - expected < -45)
+    free = reading.core & ~reading.taken
+    shares = [(hole & a.side(side)).sum() / max(1, int((free & a.side(side)).sum())) for side in ("right", "left")]
+    if float(np.mean(shares)) < 0.06 or min(shares) < 0.03:
+        return []
+    return reading.make("emphysema", ndimage.binary_dilation(hole, CROSS) & (reading.hu < -915) & free, "bilateral")
