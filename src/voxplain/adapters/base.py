@@ -1,0 +1,244 @@
+"""What every family of models promises to the tools that listen to it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voxplain.attention import AttentionCall
+from voxplain.geometry import Geometry
+from voxplain.maps import Sample
+from voxplain.models.events import TEXT, Call, Event, Run, Step
+from voxplain.tokens import TokenizedPrompt
+
+Listener = Callable[[AttentionCall], None]
+Editor = Callable[[AttentionCall], Tensor | None]  # new probabilities [heads, tokens, *grid], None to leave them
+Rows = Sequence[tuple[int, str]]  # (sample, branch) of each row of a batch
+
+BUILT_IN = {"LatentDiffusion": "voxplain.adapters.monai:MonaiAdapter"}  # class name of a model -> its adapter
+GROUP = "voxplain.adapters"  # entry points of other packages, named by the class of the model
+
+
+class Adapter(ABC):
+    """One family of text-to-image diffusion models, seen from outside.
+
+    Every seam is a context manager and observing leaves the output bit-identical. Layers are named by their module
+    path in the denoiser. Listeners receive conditional rows (branch "text") only, whatever the guidance.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    """The cross-attention layers, in the order of the network."""
+    localizing_layers: tuple[str, ...]
+    """The layers whose maps localize best, chosen on development seeds; empty where nobody has measured."""
+    latent_shape: tuple[int, ...]
+    """[channels, *grid] of one latent."""
+    geometry: Geometry
+    """Of a generated image."""
+
+    # seams --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
+        """Hand each conditional call of one layer to `listener`; KeyError if there is no such layer."""
+
+    @abstractmethod
+    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
+        """Replace the attention of one layer by the probabilities that `editor` returns for a conditional call."""
+
+    @abstractmethod
+    def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Hand every `Run`, `Call` (before each run of the denoiser) and `Step` (after each step) to `callback`."""
+
+    def on_run(self, callback: Callable[[Run], None]) -> AbstractContextManager[None]:
+        """Call back at the start of each generation, with the prompt of each sample."""
+        return self.watching(lambda event: callback(event) if isinstance(event, Run) else None)
+
+    def on_step(self, callback: Callable[[Step], None]) -> AbstractContextManager[None]:
+        """Call back after each step, with the latent that went in and the guided prediction."""
+        return self.watching(lambda event: callback(event) if isinstance(event, Step) else None)
+
+    # the model ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def tokenize(self, prompt: str) -> TokenizedPrompt: ...
+
+    @abstractmethod
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        samples: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sample | list[Sample]:
+        """One `Sample`, or a list where `prompt` is a list or `samples` > 1: prompt by prompt, one batch.
+
+        Sample i starts from the noise of seed + i, or of `seed[i]`. `progress(done, steps)` follows each step.
+        """
+
+    @abstractmethod
+    def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
+        """The context that the denoiser reads, padding included."""
+
+    def remove(
+        self, prompt: TokenizedPrompt, rows: Sequence[int], how: Literal["after", "before"] = "after"
+    ) -> Float[Tensor, "1 tokens dim"]:
+        """The context of a prompt without some rows (indices into `prompt.kept`).
+
+        "after" the text encoder: their positions are taken out of the encoded context, which is what a mask of -inf
+        does, as keys have no order; the context is shorter by `len(rows)`. "before" it: their characters are taken
+        out of the text, which is encoded again.
+        """
+        if how == "before":
+            return self.encode_prompt(self.tokenize(without(prompt, rows)))
+        if how != "after":
+            raise ValueError(f"how = {how!r}; a word is removed 'after' or 'before' the text encoder")
+        context = self.encode_prompt(prompt)
+        if context.shape[1] != len(prompt.ids):
+            raise ValueError(
+                f"{self.name} reads {context.shape[1]} text key(s) for all words; remove with how='before'"
+            )
+        gone = {prompt.kept[row] for row in rows}
+        return context[:, [position for position in range(context.shape[1]) if position not in gone]]
+
+    @abstractmethod
+    def predict(
+        self,
+        latent: Float[Tensor, "batch channels *grid"],
+        timestep: float,
+        context: Float[Tensor, "contexts tokens dim"],
+        *,
+        rows: Rows | None = None,
+        step: int = 0,
+    ) -> Float[Tensor, "batch channels *grid"]:
+        """What the denoiser predicts, unguided; listeners hear it.
+
+        `rows` names the sample and branch of each row, by default sample i on the branch "text".
+        """
+
+    @abstractmethod
+    def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
+        """The latent of one image in physical units."""
+
+    @abstractmethod
+    def decode(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[np.ndarray, "batch channels *spatial"]:
+        """The images of latents, in physical units."""
+
+    @abstractmethod
+    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """The latent at a noise level."""
+
+    @abstractmethod
+    def timesteps(self, steps: int) -> tuple[float, ...]:
+        """The noise levels that `steps` steps visit, noisiest first."""
+
+
+def as_adapter(model: Any) -> Adapter:
+    """The adapter of a model: itself, or the one registered for its class or a class that it derives from.
+
+    Other packages register theirs as an entry point of the group "voxplain.adapters": the name is the class name of
+    the model, the object takes the model and returns an `Adapter`. Raises TypeError for an unknown class.
+    """
+    if isinstance(model, Adapter):
+        return model
+    names = [kind.__name__ for kind in type(model).__mro__]
+    for name in names:
+        if name in BUILT_IN:
+            module, _, adapter = BUILT_IN[name].partition(":")
+            return getattr(import_module(module), adapter)(model)
+    registered = {point.name: point for point in entry_points(group=GROUP)}  # reads the metadata of every package
+    for name in names:
+        if name in registered:
+            return registered[name].load()(model)
+    known = ", ".join(sorted({*BUILT_IN, *registered}))
+    raise TypeError(
+        f"no adapter for {type(model).__name__}; known: {known}. Pass an Adapter, or register one as an entry point "
+        f"of the group {GROUP!r}"
+    )
+
+
+def without(prompt: TokenizedPrompt, rows: Sequence[int]) -> str:
+    """The text of a prompt without the characters of some rows; white space left double is made single."""
+    gone = [prompt.spans[prompt.kept[row]] for row in rows]
+    if None in gone:
+        raise ValueError("start and end tokens have no characters to remove; name rows of words")
+    text = list(prompt.text)
+    for first, last in filter(None, gone):
+        text[first:last] = [""] * (last - first)
+    return " ".join("".join(text).split())
+
+
+def announced_rows(rows: Rows | None, batch: int) -> tuple[tuple[int, str], ...]:
+    """The rows of a bare prediction: as given, or sample i on the branch "text"."""
+    named = tuple(rows) if rows is not None else tuple((number, TEXT) for number in range(batch))
+    if len(named) != batch:
+        raise ValueError(f"{len(named)} rows are named, but the batch has {batch}")
+    return named
+
+
+@contextmanager
+def projections(
+    adapter: Adapter,
+    layer: str,
+    block: nn.Module,
+    attention: Any,
+    use: Callable[[AttentionCall], Any],
+    edit: bool,
+) -> Iterator[None]:
+    """Hear (or edit) a layer through hooks on its `to_q`, `to_k` and `to_v`; the attention kernel is left alone.
+
+    `attention` has `num_heads`, `scale` and `out_proj`; `block` is the module around it that still sees the grid,
+    as `[batch, channels, *grid]`. Keys, values and heads are laid out as in MONAI: "b h (heads dim)".
+    """
+    seen: dict[str, Any] = {}
+    heads, scale = attention.num_heads, attention.scale
+
+    def split(projected: Tensor) -> Float[Tensor, "heads cells dim"]:
+        return projected.detach().reshape(len(projected), heads, -1).transpose(0, 1)
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: seen.__setitem__(name, output)
+
+    def heard(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        query, key, call = seen.pop("query"), seen.pop("key"), seen.get("call")
+        if call is None or len(call.rows) != len(query):
+            raise RuntimeError(
+                f"{layer} ran with a batch of {len(query)} that was not announced; run the model through generate or "
+                "the adapter's predict"
+            )
+        edited = None
+        for row, (sample, branch) in enumerate(call.rows):
+            if branch != TEXT:
+                continue
+            moment = sample, call.step, call.timestep
+            new = use(AttentionCall(layer, *moment, seen["grid"], split(query[row]), split(key[row]), scale))
+            if edit and new is not None:
+                mixed = new.flatten(2).mT.to(output.dtype) @ split(seen["value"][row])  # [heads, cells, dim]
+                edited = output.clone() if edited is None else edited
+                edited[row] = attention.out_proj(mixed.transpose(0, 1).flatten(1))
+        return edited
+
+    def note(event: Event) -> None:
+        if isinstance(event, Call):
+            seen["call"] = event
+        elif isinstance(event, Step):
+            seen.pop("call", None)
+
+    with ExitStack() as hooks:
+        hooks.enter_context(adapter.watching(note))
+        grid = block.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("grid", tuple(inputs[0].shape[2:])))
+        hooks.callback(grid.remove)
+        for name, part in {"query": "to_q", "key": "to_k", **({"value": "to_v"} if edit else {})}.items():
+            hooks.callback(attention.get_submodule(part).register_forward_hook(keep(name)).remove)
+        hooks.callback(attention.register_forward_hook(heard).remove)
+        yield
