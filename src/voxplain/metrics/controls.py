@@ -1,0 +1,83 @@
+"""Maps that know nothing of the prompt's attention: what a real map has to beat."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from voxplain.metrics.base import Undefined
+
+
+def region_lit(region: Bool[np.ndarray, "*spatial"]) -> Float[np.ndarray, "*spatial"]:
+    """1 inside the region that the text names, 0 elsewhere; its AUC inside that region is 0.5 by construction."""
+    return region.astype(np.float32)
+
+
+def mean_mask(masks: Iterable[Bool[np.ndarray, "*spatial"]]) -> Float[np.ndarray, "*spatial"]:
+    """Share of the given masks that cover each cell, 0 to 1: the location prior of cases with the same text.
+
+    Give it masks of training cases only, never the case that is scored. Undefined without any mask.
+    """
+    total, count = None, 0
+    for count, mask in enumerate(masks, start=1):
+        if total is None:
+            total = np.zeros(mask.shape, np.float64)
+        if mask.shape != total.shape:
+            raise ValueError(f"mask {count} has shape {mask.shape}, the ones before it {total.shape}")
+        total += mask
+    if total is None:
+        raise Undefined("no training case has this text")
+    return (total / count).astype(np.float32)
+
+
+def abs_from_mean(
+    image: Float[np.ndarray, "*spatial"],
+    mean: Float[np.ndarray, "*any"] | float | None = None,
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> Float[np.ndarray, "*spatial"]:
+    """|HU - mean|: how unusual each voxel is, in the units of the image.
+
+    `mean` is a number or a mean image of training cases; without it, the image's own mean inside `region` (default:
+    everywhere), so that inside a lung what is not air lights up.
+    """
+    if mean is None:
+        cells = image if region is None else image[region]
+        if cells.size == 0:
+            raise Undefined("the region is empty")
+        mean = float(cells.mean(dtype=np.float64))
+    if isinstance(mean, np.ndarray) and mean.shape != image.shape:
+        raise ValueError(f"the image has shape {image.shape}, the mean image {mean.shape}")
+    return np.abs(image - np.float32(mean) if isinstance(mean, float) else image - mean).astype(np.float32)
+
+
+def gradient_magnitude(
+    image: Float[np.ndarray, "*spatial"], spacing: tuple[float, ...] | None = None
+) -> Float[np.ndarray, "*spatial"]:
+    """Length of the image's gradient by central differences, in image units a millimeter (a voxel without `spacing`).
+
+    An edge detector; an axis of one cell adds nothing.
+    """
+    steps = spacing if spacing is not None else (1.0,) * image.ndim
+    if len(steps) != image.ndim:
+        raise ValueError(f"an image of shape {image.shape} needs {image.ndim} spacings, got {steps}")
+    squared = np.zeros(image.shape, np.float32)
+    for axis, step in enumerate(steps):
+        if image.shape[axis] > 1:
+            squared += np.gradient(image.astype(np.float32), step, axis=axis) ** 2
+    return np.sqrt(squared)
+
+
+def random_half(shape: tuple[int, ...], seed: int) -> Float[np.ndarray, "*spatial"]:
+    """1 on a random half of the cells (rounded down), 0 on the rest; the same for the same seed."""
+    flat = np.zeros(int(np.prod(shape)), np.float32)
+    flat[np.random.default_rng(seed).permutation(flat.size)[: flat.size // 2]] = 1
+    return flat.reshape(shape)
+
+
+def center_prior(shape: tuple[int, ...]) -> Float[np.ndarray, "*spatial"]:
+    """A Gaussian hill in the middle, at most 1, with a standard deviation of a quarter of each axis."""
+    hill = np.ones(shape, np.float32)
+    for axis, size in enumerate(shape):
+        offset = (np.arange(size) - (size - 1) / 2) / (size / 4)
+        hill *= np.exp(-0.5 * offset**2).reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
+    return hill

@@ -1,0 +1,193 @@
+"""How well a map points at a truth mask: arrays in, a float out.
+
+All metrics take any number of axes and an optional `region`: only its cells count, as scores and as truth.
+A case without an answer (an empty mask, a constant map) raises `Undefined`, never returns 0 or NaN.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+
+from voxplain.metrics.base import Undefined
+from voxplain.resampling import resample
+
+
+def auc_roc(
+    scores: Float[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """P(a cell inside the truth scores higher than one outside) + half of P(equal): the exact Mann-Whitney statistic.
+
+    0 to 1, higher is better, 0.5 is chance and the value of a constant map. Unchanged by any increasing map of the
+    scores. Undefined where the truth, cut to the region, is empty or fills it.
+    """
+    values, inside = _cells(scores, truth, region)
+    hits, misses = _both_sides(inside)
+    ranks = rankdata(values)  # ties share the mean of their ranks; half integers, so the sum is exact
+    return float((ranks[inside].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def cnr(
+    scores: Float[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    *,
+    signed: bool = True,
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """Contrast-to-noise ratio (mean inside - mean outside) / sqrt(var inside + var outside), sample variance (n - 1).
+
+    Unbounded, higher is better, 0 is chance; unchanged by a * scores + b with a > 0. `signed=False` takes the absolute
+    value (Boecking et al., ECCV 2022), which also praises a map that is high everywhere but in the truth. Undefined
+    with fewer than two cells on a side, or where both sides are constant.
+    """
+    values, inside = _cells(scores, truth, region)
+    _both_sides(inside)
+    sides = values[inside].astype(np.float64), values[~inside].astype(np.float64)
+    if min(side.size for side in sides) < 2:
+        raise Undefined("one cell on a side has no variance")
+    if all(side.min() == side.max() for side in sides):  # np.var of equal numbers can round to a hair above zero
+        raise Undefined("the scores are constant on both sides")
+    contrast = sides[0].mean() - sides[1].mean()
+    value = float(contrast / math.sqrt(sides[0].var(ddof=1) + sides[1].var(ddof=1)))
+    return value if signed else abs(value)
+
+
+def pointing_game(
+    scores: Float[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """1.0 if the highest score lies inside the truth, else 0.0 (Top-1; Zhang et al., IJCV 2018, without tolerance).
+
+    Cells that tie at the maximum count as their mean, so a constant map earns exactly `chance_level`, which belongs
+    beside every reported value. Undefined for an empty truth.
+    """
+    values, inside = _cells(scores, truth, region)
+    _some(inside)
+    return float(inside[values == values.max()].mean())
+
+
+def chance_level(truth: Bool[np.ndarray, "*spatial"], region: Bool[np.ndarray, "*spatial"] | None = None) -> float:
+    """Share of the cells that the truth covers: what the pointing game and `mass_inside` give a blind map."""
+    _, inside = _cells(np.zeros(truth.shape, np.float32), truth, region)
+    _some(inside)
+    return float(inside.mean())
+
+
+def mass_inside(
+    scores: Float[np.ndarray, "*spatial"],
+    mask: Bool[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """Share of the map's total inside the mask (the energy-based pointing game; Wang et al., Score-CAM, 2020).
+
+    0 to 1; higher is better for a truth, lower for a distractor; an even map gives `chance_level`. Scores must not be
+    negative. Undefined for an empty mask and for a map that is zero everywhere.
+    """
+    values, inside = _cells(scores, mask, region)
+    _some(inside)
+    if values.min() < 0:
+        raise ValueError(f"mass needs scores >= 0, got a minimum of {values.min():.3g}; subtract it or take a size")
+    total = values.sum(dtype=np.float64)
+    if total == 0:
+        raise Undefined("the scores are zero everywhere")
+    return float(values[inside].sum(dtype=np.float64) / total)
+
+
+def top_overlap(
+    first: Float[np.ndarray, "*spatial"],
+    second: Float[np.ndarray, "*spatial"],
+    *,
+    fraction: float = 0.1,
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """Share of the highest `fraction` of cells that two maps have in common.
+
+    0 to 1, higher is more alike, chance is `fraction`. Ties at the border are drawn at random, separately in each map,
+    and the expected value is returned; so a constant map shares exactly `fraction` with any map, also with itself.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    _same_shape(first, second)
+    everywhere = np.ones(first.shape, bool)
+    shares = [_top_share(_cells(scores, everywhere, region)[0], fraction) for scores in (first, second)]
+    return float((shares[0] * shares[1]).sum() / shares[0].sum())
+
+
+def rank_correlation(
+    first: Float[np.ndarray, "*spatial"],
+    second: Float[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """Spearman's rank correlation of two maps, ties at their mean rank; -1 to 1, 0 is unrelated.
+
+    Undefined where one of the maps is constant.
+    """
+    _same_shape(first, second)
+    everywhere = np.ones(first.shape, bool)
+    ranks = [rankdata(_cells(scores, everywhere, region)[0]) for scores in (first, second)]
+    centered = [rank - (rank.size + 1) / 2 for rank in ranks]
+    norms = [math.sqrt(float(rank @ rank)) for rank in centered]
+    if min(norms) == 0:
+        raise Undefined("one of the maps is constant")
+    return float(np.clip(centered[0] @ centered[1] / (norms[0] * norms[1]), -1, 1))
+
+
+def native_oracle(truth: Bool[np.ndarray, "*spatial"], grid: tuple[int, ...]) -> Float[np.ndarray, "*spatial"]:
+    """The truth averaged into the cells of `grid` and brought back linearly, 0 to 1: a perfect map of that grid.
+
+    Score it beside every figure: no map recorded on `grid` can be expected to do much better.
+    """
+    if len(grid) != truth.ndim:
+        raise ValueError(f"a truth of shape {truth.shape} needs a grid of {truth.ndim} axes, got {grid}")
+    coarse = resample(truth[None].astype(np.float32), grid, mode="area")
+    return resample(coarse, truth.shape, mode="linear")[0]
+
+
+def _cells(
+    scores: Float[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None,
+) -> tuple[Float[np.ndarray, " cells"], Bool[np.ndarray, " cells"]]:
+    """Scores and truth of the cells that count, flat; checked."""
+    _same_shape(scores, truth)
+    if region is None:
+        values, inside = scores.ravel(), truth.ravel()
+    else:
+        _same_shape(scores, region)
+        values, inside = scores[region], truth[region]
+    if values.size == 0:
+        raise Undefined("the region is empty")
+    if not np.isfinite(values).all():
+        raise ValueError("the scores hold NaN or infinity; leave such cells out with `region`")
+    return values, inside
+
+
+def _same_shape(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"shapes differ: {first.shape} and {second.shape}; resize the map to the image first")
+
+
+def _some(inside: Bool[np.ndarray, " cells"]) -> int:
+    hits = int(np.count_nonzero(inside))
+    if hits == 0:
+        raise Undefined("the truth is empty")
+    return hits
+
+
+def _both_sides(inside: Bool[np.ndarray, " cells"]) -> tuple[int, int]:
+    hits = _some(inside)
+    if hits == inside.size:
+        raise Undefined("the truth fills the region")
+    return hits, inside.size - hits
+
+
+def _top_share(values: Float[np.ndarray, " cells"], fraction: float) -> Float[np.ndarray, " cells"]:
+    """1 for cells surely in the top fraction, 0 for those surely not, the chance of being drawn for ties between."""
+    count = max(1, round(fraction * values.size))
+    threshold = np.partition(values, values.size - count)[values.size - count]
+    above, tied = values > threshold, values == threshold
+    return above + tied * ((count - np.count_nonzero(above)) / np.count_nonzero(tied))

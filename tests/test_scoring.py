@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+
+from voxplain.geometry import regular
+from voxplain.maps import Heatmap, Mask
+from voxplain.metrics import Undefined
+from voxplain.scoring import METRICS, overall, score, summarize
+
+GEOMETRY = regular((4, 4, 4), (5.0, 5.0, 5.0))
+
+
+def mask(label: str, *cells: int) -> Mask:
+    values = np.zeros(64, bool)
+    values[list(cells)] = True
+    return Mask(label, values.reshape(4, 4, 4), GEOMETRY)
+
+
+def heatmap(label: str, seed: int = 0, hot: tuple[int, ...] = ()) -> Heatmap:
+    values = np.random.default_rng(seed).random(64)
+    values[list(hot)] += 2
+    return Heatmap(label, values.reshape(4, 4, 4), GEOMETRY)
+
+
+CASES = [
+    ("a", heatmap("effusion", 0, (1, 2)), mask("effusion", 1, 2), mask("left lung", *range(32))),
+    ("b", heatmap("effusion", 1), mask("effusion", 5, 6, 7), None),
+    ("c", heatmap("effusion", 2), mask("effusion"), mask("left lung", *range(32))),
+    ("a", heatmap("nodule", 3, (40, 41)), mask("nodule", 40, 41), mask("right lung", *range(32, 64))),
+]
+
+
+def test_there_is_one_row_per_case_and_metric_in_order():
+    scores = score(CASES, ["auc_roc", "pointing_game"])
+    assert [(row.case, row.word, row.metric) for row in scores.rows[:3]] == [
+        ("a", "effusion", "auc_roc"),
+        ("a", "effusion", "pointing_game"),
+        ("b", "effusion", "auc_roc"),
+    ]
+    assert len(scores.rows) == 8
+    assert scores.rows[0].value == scores.rows[1].value == 1.0
+
+
+def test_undefined_cases_are_counted_by_reason_and_left_out_of_the_mean():
+    found = {(s.word, s.metric): s for s in summarize(score(CASES, ["auc_roc", "auc_roc_inside"]))}
+    assert found["effusion", "auc_roc"].interval.n == 2
+    assert found["effusion", "auc_roc"].undefined == {"the truth is empty": 1}
+    assert found["effusion", "auc_roc_inside"].undefined == {"the case names no region": 1, "the truth is empty": 1}
+    assert found["effusion", "auc_roc_inside"].interval.mean == 1.0
+    assert found["nodule", "auc_roc"].undefined == {}
+
+
+def test_a_word_without_any_value_keeps_its_row():
+    (only,) = summarize(score([CASES[2]], ["cnr"]))
+    assert only.interval is None
+    assert only.to_dict() == {
+        "word": "effusion", "metric": "cnr", "n": 0, "mean": None, "low": None, "high": None,
+        "note": "no case has a value", "undefined": {"the truth is empty": 1},
+    }  # fmt: skip
+
+
+def test_both_ways_to_average_are_given():
+    rare = {"value": lambda scores, truth, region: float(truth.sum())}
+    cases = [CASES[0], CASES[0], CASES[1], CASES[1], ("d", heatmap("nodule"), mask("nodule", 3), None)]
+    plain, weighted = overall(score(cases, rare))
+    assert (plain.word, weighted.word) == ("mean over words", "all rows")
+    assert plain.interval.mean == pytest.approx((2.5 + 1) / 2)
+    assert weighted.interval.mean == pytest.approx(11 / 5)
+    assert plain.interval.n == weighted.interval.n == 5
+
+
+def test_every_named_metric_gives_a_number_or_a_reason():
+    rows = score(CASES, METRICS).rows
+    assert len(rows) == len(CASES) * len(METRICS)
+    assert all(math.isfinite(row.value) != bool(row.reason) for row in rows)
+
+
+def test_a_coarse_heatmap_is_brought_to_the_truth_first():
+    coarse = heatmap("effusion").resize(GEOMETRY.at((2, 2, 2)))
+    (row,) = score([("a", coarse, CASES[1][2], None)], ["auc_roc"]).rows
+    assert 0 <= row.value <= 1
+
+
+def test_wrong_use_is_an_error_and_no_row():
+    with pytest.raises(ValueError, match="unknown metric 'auc'; known: auc_roc"):
+        score(CASES, ["auc"])
+    elsewhere = Mask("left lung", np.ones((2, 2, 2), bool), GEOMETRY.at((2, 2, 2)))
+    with pytest.raises(ValueError, match="differ in geometry"):
+        score([(*CASES[0][:3], elsewhere)], ["auc_roc"])
+
+    def broken(scores, truth, region):
+        raise ValueError("not this way")
+
+    with pytest.raises(ValueError, match="not this way") as error:
+        score(CASES, {"broken": broken})
+    assert not isinstance(error.value, Undefined)
