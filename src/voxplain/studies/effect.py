@@ -1,0 +1,222 @@
+"""The recipe `effect` (ours): not where a word was looked at, but what the prediction owes to it.
+
+    e_w(x) = mean over kept steps t of |f(z_t, c) - f(z_t, c without w)|(x) / rms over cells of |f(z_t, c)|
+
+|.| is the norm over the latent's channels, f the conditional prediction, z_t the states of a finished generation. A
+value of 0.1 says: without the word the prediction at this cell would move by a tenth of its typical size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxplain import recipes
+from voxplain.adapters.base import Adapter, Run, Step, without
+from voxplain.maps import Attribution, Explanation, Heatmap, Sample, Trajectory
+from voxplain.tokens import TokenizedPrompt
+
+KEPT = 8  # states of a generation that the effect is averaged over
+LIMIT = 16  # rows that the network takes at once
+ROUNDING = 1e-6  # relative changes below this are what float32 leaves of none, and count as 0
+PROBE = "probe"  # the branch of these rows: they belong to no generation, so no trace listens to them
+
+How = Literal["after", "before"]
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def kept_steps(steps: int, count: int = KEPT) -> tuple[int, ...]:
+    """The middles of `count` equal parts of a run of `steps` steps; every step of a shorter run."""
+    count = min(steps, count)
+    return tuple((2 * part + 1) * steps // (2 * count) for part in range(count))
+
+
+@contextmanager
+def keeping(adapter: Adapter, count: int = KEPT) -> Iterator[Callable[[], list[Trajectory]]]:
+    """Keep `count` states of the generation inside the block; call what it yields for one trajectory a sample."""
+    wanted: set[int] = set()
+    kept: dict[int, list[tuple[int, float, np.ndarray]]] = {}
+
+    def begin(run: Run) -> None:
+        wanted.update(kept_steps(run.steps, count))
+
+    def keep(step: Step) -> None:
+        if step.step in wanted:
+            for sample, latent in zip(step.samples, step.latent, strict=True):
+                state = latent.detach().float().cpu().numpy().copy()
+                kept.setdefault(sample, []).append((step.step, float(step.timestep), state))
+
+    def trajectories() -> list[Trajectory]:
+        runs = [list(zip(*kept[sample], strict=True)) for sample in sorted(kept)]
+        return [Trajectory(np.stack(latents), tuple(levels), tuple(numbers)) for numbers, levels, latents in runs]
+
+    with adapter.on_run(begin), adapter.on_step(keep):
+        yield trajectories
+
+
+def removal(adapter: Adapter, prompt: TokenizedPrompt) -> How:
+    """How words are best removed: "after" the text encoder, but "before" it where the text becomes one vector."""
+    with torch.no_grad():
+        return "after" if adapter.encode_prompt(prompt).shape[1] == len(prompt.ids) else "before"
+
+
+def differences(
+    adapter: Adapter,
+    prompt: TokenizedPrompt,
+    states: Trajectory,
+    removals: Sequence[tuple[int, ...]],
+    *,
+    how: How | None = None,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "removals *grid"]:
+    """What the prediction owes to each set of rows of the prompt, as the formula of this module has it.
+
+    `how`: "after" takes the rows' vectors out of the encoded prompt, so other words still carry what the encoder
+    mixed into them; "before" encodes the prompt anew without their characters; None asks `removal`. At each state,
+    contexts of equal length run in one batch of at most `limit` rows. Costs (removals + 1) rows of the network a state.
+    """
+    how = how or removal(adapter, prompt)
+    with torch.no_grad():
+        whole = adapter.encode_prompt(prompt)
+        contexts = [whole, *(adapter.remove(prompt, rows, how) for rows in removals)]
+        batches = batched([context.shape[1] for context in contexts], limit)
+        mean: Tensor | float = 0.0
+        for number, (values, level) in enumerate(zip(states.latents, states.timesteps, strict=True)):
+            latent = torch.tensor(values, device=whole.device, dtype=whole.dtype)[None]  # [1, channels, *grid]
+            predictions: dict[int, Tensor] = {}
+            for batch in batches:
+                rows = latent.expand(len(batch), *latent.shape[1:])
+                context = torch.cat([contexts[index] for index in batch])
+                made = adapter.predict(rows, level, context, rows=[(0, PROBE)] * len(batch))
+                predictions.update(zip(batch, made.float(), strict=True))
+            full = predictions.pop(0)  # [channels, *grid]
+            size = full.norm(dim=0).square().mean().sqrt()
+            if not size > 0:  # NaN fails this too
+                raise ValueError(f"the prediction at timestep {level:g} has size {size:g}: nothing to be relative to")
+            changes = torch.stack(
+                [(predictions[index + 1] - full).norm(dim=0) / size for index in range(len(removals))]
+            )
+            mean = mean + changes.where(changes > ROUNDING, 0.0) / len(states.timesteps)  # [removals, *grid]
+            if progress:
+                progress(number + 1, len(states.timesteps))
+    assert isinstance(mean, Tensor)
+    return mean.cpu().numpy()
+
+
+def measure_words(
+    adapter: Adapter,
+    prompt: TokenizedPrompt,
+    states: Trajectory,
+    *,
+    how: How | None = None,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> Attribution:
+    """The effect of every word of the prompt: each of its pieces carries the word's map, all other rows are zero."""
+    words, how = prompt.words, how or removal(adapter, prompt)
+    if not words:
+        raise ValueError(f"the prompt {prompt.text!r} has no word whose effect could be measured")
+    changes = differences(
+        adapter, prompt, states, [word.rows for word in words], how=how, limit=limit, progress=progress
+    )
+    maps = np.zeros((len(prompt.kept), *changes.shape[1:]), np.float32)
+    for word, change in zip(words, changes, strict=True):
+        maps[list(word.rows)] = change
+    return Attribution(
+        maps=maps,
+        padding=np.zeros(changes.shape[1:], np.float32),
+        prompt=prompt,
+        geometry=adapter.geometry.at(changes.shape[1:]),
+        recipe=recipes.get("effect"),
+        image_geometry=adapter.geometry,
+        provenance={"removed": how, "steps": list(states.steps), "timesteps": list(states.timesteps)},
+    )
+
+
+def measure_phrase(
+    adapter: Adapter,
+    source: Explanation | Trajectory,
+    phrase: str,
+    *,
+    prompt: TokenizedPrompt | None = None,
+    occurrence: int | None = None,
+    how: How | None = None,
+) -> Heatmap:
+    """The effect of a span of words, removed as a whole: an own pass at the kept states.
+
+    `source` is an `Explanation` (also one loaded from a run folder) or a `Trajectory` with the `prompt` it was made
+    from. `how` is by default what the explanation's words were measured with.
+    """
+    if isinstance(source, Explanation):
+        if source.states is None:
+            raise ValueError("this explanation keeps no states; explain it again with the recipe 'effect'")
+        if how is None and "effect" in source.attributions:
+            how = source.attributions["effect"].provenance.get("removed")
+        prompt, states = source.prompt, source.states
+    else:
+        states = source
+    if prompt is None:
+        raise ValueError("give the prompt that these states were made from: measure_phrase(..., prompt=...)")
+    rows = prompt.find(phrase, occurrence)
+    change = differences(adapter, prompt, states, [rows], how=how)[0]
+    return Heatmap(prompt.name(phrase, occurrence), change, adapter.geometry.at(change.shape))
+
+
+def with_phrase(explanation: Explanation, heatmap: Heatmap, rows: tuple[int, ...]) -> Explanation:
+    """The explanation with the measured effect of the phrase at `rows` in it."""
+    effect = explanation.attributions["effect"]
+    effect = replace(effect, phrases={**effect.phrases, tuple(rows): heatmap.values})
+    return replace(explanation, attributions={**explanation.attributions, "effect": effect})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TotalEffect:
+    """What a phrase changed in the end: |with - without| in the sample's unit, and the two samples."""
+
+    heatmap: Heatmap
+    sample: Sample
+    without: Sample
+
+
+def total(
+    adapter: Adapter,
+    prompt: str,
+    phrase: str,
+    *,
+    seed: int = 0,
+    occurrence: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    progress: Progress | None = None,
+) -> TotalEffect:
+    """Generate twice from the same noise, with the phrase and without it, and take the difference (HU for CT).
+
+    The second prompt is the first less the phrase's characters. From the same seed the two images share what the
+    phrase does not touch, but early differences spread: this is the whole consequence, not a location of the word.
+    """
+    tokens = adapter.tokenize(prompt)
+    rest = without(tokens, tokens.find(phrase, occurrence))
+    if not adapter.tokenize(rest).words:
+        raise ValueError(f"without {phrase!r} nothing is left of the prompt; add the words that should stay")
+    sample, other = (
+        adapter.generate(text, seed=seed, steps=steps, guidance_scale=guidance_scale, progress=progress)
+        for text in (prompt, rest)
+    )
+    assert isinstance(sample, Sample)
+    assert isinstance(other, Sample)
+    change = np.linalg.norm(sample.image - other.image, axis=0)  # over channels; one channel: the absolute difference
+    return TotalEffect(Heatmap(tokens.name(phrase, occurrence), change, sample.geometry), sample, other)
+
+
+def batched(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices in groups of equal length, at most `limit` in each: what can run in one batch."""
+    groups: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        groups.setdefault(length, []).append(index)
+    return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]

@@ -1,0 +1,235 @@
+"""The main job: generate inside a trace, make a map of every word by each recipe, and say how far to believe it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from voxplain import recipes as known
+from voxplain.adapters import as_adapter
+from voxplain.adapters.base import Adapter
+from voxplain.maps import Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
+from voxplain.studies import effect, grounding, honesty
+from voxplain.tokens import TokenizedPrompt
+from voxplain.tracing import trace
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is asked of every seed."""
+
+    adapter: Adapter
+    recipes: tuple[Recipe, ...]
+    steps: int
+    guidance_scale: float | None
+    layers: Sequence[str] | None
+    progress: Progress | None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None] | None]:
+        """Time a stage under its name, and hand its progress on."""
+        began, report = time.perf_counter(), self.progress
+        yield report and (lambda done, total: report(name, done, total))
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - began
+
+
+def explain(
+    model: Any,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    guidance_scale: float | None = None,
+    recipes: Sequence[str | Recipe] = ("mean", "effect"),
+    phrases: Sequence[str] = (),
+    seeds: int = 1,
+    layers: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Generate one image and, for every word of its prompt, the voxels it attended to and the voxels it changed.
+
+    `model` is a pipeline or an `Adapter`. Each recipe gives one `Attribution` under its name; `phrases` are spans whose
+    effect is measured as a whole at once (others are measured when `Explanation.word` asks for them). `layers` are
+    module paths or patterns, by default those of the recipe. With `seeds` > 1 the next seeds are generated too:
+    beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard deviation), and
+    `honesty` says how the words' maps correlate between seeds; everything else is that of the first seed.
+    `progress` is called with (stage, done, total). `provenance` holds timings (s) and warnings: words that training
+    never showed, words cut off.
+
+    Raises ValueError for a blank prompt, numbers out of range, unknown recipes, phrases that the prompt does not hold,
+    and an attention recipe on a model whose text is a single key (ask for recipes=("effect",) there).
+    """
+    adapter = as_adapter(model)
+    chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
+    tokens = _checked(adapter, prompt, chosen, seeds)
+    spans = {tokens.find(phrase): phrase for phrase in phrases}
+    if spans and "effect" not in (recipe.name for recipe in chosen):
+        raise ValueError("phrases are measured by the recipe 'effect'; add it to `recipes`")
+    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress)
+    runs = [_generate(job, prompt, tokens, seed + number) for number in range(seeds)]
+    return _explanation(job, tokens, spans, runs, seed)
+
+
+def explain_image(
+    model: Any,
+    sample: Sample,
+    text: str,
+    *,
+    seed: int = 0,
+    recipes: Sequence[str | Recipe] = ("mean", "effect"),
+    seeds: int = 1,
+    layers: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """As `explain`, for an image that was not generated: the re-noise read-out of `grounding`, by every recipe.
+
+    The sample is first brought to the model's grid (`grounding.fitted`). `seeds` repeat the read-out with other noise.
+    """
+    adapter = as_adapter(model)
+    chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
+    tokens = _checked(adapter, text, chosen, seeds)
+    job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress)
+    facts = {"model": adapter.name, "weights": getattr(model, "weights_hash", None), "readout": "renoise"}
+    sample = grounding.fitted(sample, adapter.geometry)
+    sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts, "seed": seed})
+    runs = [_ground(job, sample, tokens, seed + number) for number in range(seeds)]
+    return _explanation(job, tokens, {}, runs, seed)
+
+
+def measurable(explanation: Explanation, model: Any) -> Explanation:
+    """The explanation with `measure` in place: `word(span, recipe="effect")` runs the model where no map is kept yet.
+
+    For an explanation that was loaded from a run folder; `model` has to be the one that made it.
+    """
+    adapter, kept = as_adapter(model), {}
+
+    def measure(phrase: str) -> Heatmap:
+        if phrase not in kept:
+            kept[phrase] = effect.measure_phrase(adapter, explanation, phrase)
+        return kept[phrase]
+
+    return replace(explanation, measure=measure)
+
+
+def warnings_of(sample: Sample, prompt: TokenizedPrompt) -> list[str]:
+    """What the user should know about the prompt, one sentence each: unknown words by name, words that fell off."""
+    found = []
+    if unknown := sample.provenance.get("unknown_words"):
+        found.append(f"the model never saw these words in training: {', '.join(unknown)}")
+    if prompt.truncated:
+        found.append(f"the prompt is longer than the model's context; these words fell off: {prompt.truncated}")
+    return found
+
+
+def _checked(adapter: Adapter, prompt: str, recipes: Sequence[Recipe], seeds: int) -> TokenizedPrompt:
+    names = [recipe.name for recipe in recipes]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"recipes = {names}; give one or more, each once, of {', '.join(known.RECIPES)}")
+    if seeds < 1:
+        raise ValueError(f"seeds = {seeds}; give 1 or more")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; say what the image should show, as in 'large left pleural effusion'")
+    tokens = adapter.tokenize(prompt)
+    if not tokens.words:
+        raise ValueError(f"the prompt {prompt!r} holds no word that this model can read")
+    return tokens
+
+
+_Made = tuple[Sample, Trajectory, dict[str, Attribution]]  # of one seed
+
+
+def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Made:
+    """One generation, listened to by every attention recipe, and then the effects at its kept states."""
+    attentive = [recipe for recipe in job.recipes if recipe.needs_attention]
+    with ExitStack() as hooks:
+        traces = {one.name: hooks.enter_context(trace(job.adapter, one, layers=job.layers)) for one in attentive}
+        kept = hooks.enter_context(effect.keeping(job.adapter))
+        report = hooks.enter_context(job.stage("generate"))
+        sample = job.adapter.generate(
+            prompt, seed=seed, steps=job.steps, guidance_scale=job.guidance_scale, progress=report
+        )
+    assert isinstance(sample, Sample)
+    (states,) = kept()
+    made = {}
+    for recipe in job.recipes:
+        with job.stage(recipe.name) as report:
+            if recipe.needs_attention:
+                attribution = traces[recipe.name].attribution()
+            else:
+                attribution = effect.measure_words(job.adapter, tokens, states, progress=report)
+        made[recipe.name] = replace(attribution, provenance={**attribution.provenance, "seed": seed})
+    return sample, states, made
+
+
+def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, seed: int) -> _Made:
+    """One read-out of a given image by every recipe."""
+    made = {}
+    for recipe in job.recipes:
+        with job.stage(recipe.name) as report:
+            made[recipe.name] = grounding.ground(
+                job.adapter, sample, tokens.text, recipe, seed=seed, layers=job.layers, progress=report
+            )
+    return sample, grounding.thinned(grounding.renoise(job.adapter, sample, seed=seed)), made
+
+
+def _explanation(
+    job: _Job, tokens: TokenizedPrompt, spans: Mapping[tuple[int, ...], str], runs: Sequence[_Made], seed: int
+) -> Explanation:
+    """What the runs of all seeds come to: controls, phrases, honesty and provenance; the first seed leads."""
+    sample, states, attributions = runs[0]
+    attributions = _controlled(job, tokens, states, attributions)
+    if spans:
+        with job.stage("phrases") as report:
+            maps = effect.differences(job.adapter, tokens, states, list(spans), progress=report)
+        phrase_maps = dict(zip(spans, maps, strict=True))
+        attributions["effect"] = replace(attributions["effect"], phrases=phrase_maps)
+    judged = honesty.judge(attributions)
+    if len(runs) > 1:
+        _compare_seeds([made for _, _, made in runs], attributions, judged)
+    provenance = {
+        **sample.provenance,
+        "recipes": [recipe.name for recipe in job.recipes],
+        "seeds": [seed + number for number in range(len(runs))],
+        "null_words": list(honesty.null_words(tokens)),
+        "timings": {stage: round(seconds, 3) for stage, seconds in job.timings.items()},
+        "warnings": warnings_of(sample, tokens),
+    }
+    explanation = Explanation(sample, tokens, attributions, provenance, states, judged)
+    return measurable(explanation, job.adapter)
+
+
+def _controlled(
+    job: _Job, tokens: TokenizedPrompt, states: Trajectory, attributions: Mapping[str, Attribution]
+) -> dict[str, Attribution]:
+    """The attributions with the maps of two null words as controls, read at the kept states."""
+    longer = honesty.with_null_words(tokens, job.adapter.tokenize)
+    nulls, made = longer.words[-2:], {}
+    with job.stage("null words"):
+        for recipe in job.recipes:
+            maps: Sequence[np.ndarray]
+            if recipe.needs_attention:
+                (read,) = grounding.attend(job.adapter, [longer], [states], recipe, layers=job.layers)
+                maps = [read.maps[list(word.rows)].mean(0) for word in nulls]
+            else:
+                maps = list(effect.differences(job.adapter, longer, states, [word.rows for word in nulls]))
+            controls = {word.text: values for word, values in zip(nulls, maps, strict=True)}
+            made[recipe.name] = replace(attributions[recipe.name], controls=controls)
+    return made
+
+
+def _compare_seeds(
+    runs: Sequence[Mapping[str, Attribution]], attributions: dict[str, Attribution], judged: dict[str, dict[str, Any]]
+) -> None:
+    """Add mean and spread beside each recipe, and each word's correlation between seeds to what is known of it."""
+    for name in list(runs[0]):
+        same = [run[name] for run in runs]
+        attributions[f"{name} over seeds"], attributions[f"{name} spread over seeds"] = honesty.spread(same)
+        for word, value in honesty.stability(same).items():
+            seen = judged[word].setdefault("seeds", {"mean_correlation": value, "recipes": {}})  # the first recipe's
+            seen["recipes"][name] = value

@@ -1,0 +1,137 @@
+"""The toy attends to a word's box whatever it sees, and a text read on any image has to find it there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from voxplain.adapters.toy import ToyAdapter
+from voxplain.attention import AttentionCall
+from voxplain.geometry import Geometry, regular
+from voxplain.maps import Sample
+from voxplain.studies import grounding
+from voxplain.tracing import attached
+
+
+@pytest.fixture(params=((8, 24), (4, 8, 12)), ids=["2D", "3D"])
+def adapter(request):
+    return ToyAdapter(request.param)
+
+
+def image(adapter, seed=0):
+    values = np.random.default_rng(seed).normal(-500, 100, (1, *adapter.geometry.shape))
+    return Sample(values.astype(np.float32), adapter.geometry, "")
+
+
+def test_the_re_noised_states_are_the_documented_formula(adapter):
+    states = grounding.renoise(adapter, image(adapter), steps=5, used=3, seed=7)
+    latent = adapter.encode_image(image(adapter).image)
+    generator = torch.Generator().manual_seed(7)
+    assert states.timesteps == adapter.timesteps(5)[2:]
+    assert states.steps == (2, 3, 4)
+    for made, level in zip(states.latents, states.timesteps, strict=True):
+        noise = torch.randn(latent.shape, generator=generator)
+        np.testing.assert_array_equal(made, adapter.add_noise(latent, noise, level)[0].numpy())
+
+
+def test_by_default_the_40_least_noisy_of_50_levels_are_read():
+    adapter = ToyAdapter((8, 24))
+    states = grounding.renoise(adapter, image(adapter))
+    assert states.timesteps == adapter.timesteps(50)[10:]
+
+
+def test_a_word_is_attended_to_in_its_box(adapter):
+    made = grounding.ground(adapter, image(adapter), "small effusion and left", steps=5, used=4)
+    values = made.word("effusion").values
+    assert adapter.box("effusion")[made.word("effusion").peak]
+    assert values[adapter.box("effusion")].min() > 3 * values[adapter.box("nodule")].max()
+    np.testing.assert_allclose(made.maps.sum(0) + made.padding, 1, atol=1e-5)
+    assert made.provenance["readout"] == "renoise"
+    assert made.provenance["noise_levels"] == "4 of 5"
+
+
+def test_the_read_out_is_the_mean_over_independent_passes(adapter):
+    calls: list[AttentionCall] = []
+    with attached(adapter, calls.append, adapter.layers[:1]):
+        made = grounding.ground(adapter, image(adapter), "left nodule", steps=5, used=4, layers=adapter.layers[:1])
+    assert len(calls) == 4  # one conditional pass a level, none without the text
+    probs = torch.stack([call.probs().mean(0) for call in calls]).mean(0).numpy()  # [tokens, *grid]
+    np.testing.assert_allclose(made.maps, probs[list(made.prompt.kept)], atol=1e-6)
+
+
+def test_a_given_image_can_be_read_by_effect_too(adapter):
+    made = grounding.ground(adapter, image(adapter), "left nodule", "effect", steps=5, used=4)
+    assert np.array_equal(made.word("nodule").values > 0, adapter.box("nodule"))
+    assert made.recipe.name == "effect"
+
+
+def test_many_images_give_what_each_gives_alone(adapter):
+    images, texts = [image(adapter, seed) for seed in range(3)], ["left nodule", "mild effusion", "small opacity"]
+    for recipe in ("mean", "effect"):
+        together = grounding.ground_all(adapter, images, texts, recipe, seed=5, steps=4, used=2, limit=2)
+        for number, (one, sample, text) in enumerate(zip(together, images, texts, strict=True)):
+            alone = grounding.ground(adapter, sample, text, recipe, seed=5 + number, steps=4, used=2)
+            np.testing.assert_allclose(one.maps, alone.maps, atol=1e-6)
+            assert one.prompt.text == text
+
+
+def test_repeats_give_mean_and_spread_of_the_read_outs(adapter):
+    mean, spread = grounding.ground_repeated(adapter, image(adapter), "left nodule", "effect", seeds=3)
+    runs = [grounding.ground(adapter, image(adapter), "left nodule", "effect", seed=seed).maps for seed in range(3)]
+    np.testing.assert_allclose(mean.maps, np.mean(runs, 0), atol=1e-6)
+    np.testing.assert_allclose(spread.maps, np.std(runs, 0), atol=1e-6)
+    assert spread.maps.max() > 0
+
+
+def test_the_layers_that_localize_are_the_models_choice(adapter):
+    made = grounding.ground(adapter, image(adapter), "left nodule", "selected", steps=4, used=2)
+    assert made.provenance["layers"] == list(adapter.localizing_layers)
+    silent = ToyAdapter(adapter.latent_shape[1:])
+    silent.localizing_layers = ()
+    with pytest.raises(ValueError, match="names no localizing layers.*use 'mean'"):
+        grounding.ground(silent, image(adapter), "left nodule", "selected")
+
+
+def test_no_listener_stays_behind(adapter):
+    grounding.ground(adapter, image(adapter), "left nodule", steps=3, used=2)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in adapter.network.modules())
+
+
+def test_an_empty_text_and_an_impossible_number_of_levels_are_refused(adapter):
+    with pytest.raises(ValueError, match="text is empty"):
+        grounding.ground(adapter, image(adapter), "  ")
+    with pytest.raises(ValueError, match="used = 6 of 5"):
+        grounding.ground(adapter, image(adapter), "left", steps=5, used=6)
+
+
+def test_a_volume_of_other_spacing_is_brought_to_the_models_grid_around_its_center(adapter):
+    shape = tuple(4 * size for size in adapter.geometry.shape)  # at half the spacing: twice the field of view
+    fine = regular(shape, 2.5, origin=[70.0] * len(shape))
+    values = np.full((1, *shape), -1000.0, np.float32)
+    middle = tuple(slice(size // 2 - 2, size // 2 + 2) for size in shape)
+    values[(0, *middle)] = 40
+    made = grounding.fitted(Sample(values, fine, ""), adapter.geometry)
+    assert made.image.shape[1:] == adapter.geometry.shape
+    assert made.geometry.spacing == adapter.geometry.spacing
+    inner = tuple(slice(size // 2 - 1, size // 2 + 1) for size in adapter.geometry.shape)
+    assert (made.image[(0, *inner)] > -1000).all()
+    assert made.image.max() == pytest.approx(40, abs=1)
+    assert (made.image > -999).sum() == 2 ** len(shape)
+    center = (np.array([shape]) - 1) / 2
+    ours = (np.array([made.geometry.shape]) - 1) / 2
+    np.testing.assert_allclose(made.geometry.world(ours), fine.world(center))
+
+
+def test_outside_of_a_smaller_volume_is_its_lowest_value(adapter):
+    small = regular(tuple(size // 2 for size in adapter.geometry.shape), 5.0)
+    made = grounding.fitted(Sample(np.full((1, *small.shape), 7.0, np.float32), small, ""), adapter.geometry)
+    assert (made.image == 7).all()
+
+
+def test_a_sample_that_fits_is_left_alone_and_unknown_spacing_is_refused(adapter):
+    sample = image(adapter)
+    assert grounding.fitted(sample, adapter.geometry) is sample
+    unknown = Geometry(sample.geometry.shape, regular(sample.geometry.shape, 1.0).affine, spacing_known=False)
+    with pytest.raises(ValueError, match="spacing is not known"):
+        grounding.fitted(replace(sample, geometry=unknown), adapter.geometry)
