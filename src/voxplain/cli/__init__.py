@@ -1,0 +1,12 @@
+"""The command line: verbs over run folders, thin calls of public functions. Heavy imports happen inside each verb."""
+
+from voxplain.cli import making, reading
+from voxplain.cli.base import app
+
+
+def main() -> None:
+    """The program `voxplain`."""
+    app(prog_name="voxplain")
+
+
+__all__ = ["app", "main", "making", "reading"]

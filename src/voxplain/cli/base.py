@@ -1,0 +1,109 @@
+"""What all verbs share: the application, its exit codes, progress on the error stream, common options."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEBUG = "VOXPLAIN_DEBUG"
+BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+FAILURE = (FloatingPointError, ImportError, OSError)  # not the user's words, but nothing a traceback would explain
+
+app = typer.Typer(
+    help="Which words of the prompt made which voxels, and should you believe the answer?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, as `voxplain explain` writes it.", show_default=False)]
+Words = Annotated[list[str], typer.Argument(help="Words or quoted phrases of the prompt.", show_default=False)]
+Model = Annotated[str, typer.Option(help="A shipped model by name, or the folder of one.")]
+Seed = Annotated[int, typer.Option(help="Where the noise comes from.")]
+Seeds = Annotated[int, typer.Option(help="This many seeds: mean, spread and correlation between them.")]
+Recipes = Annotated[
+    list[str] | None, typer.Option("--recipe", help="Give it again for several. [default: mean, effect]")
+]
+Recipe = Annotated[str, typer.Option(help="Whose maps: mean (attended to) or effect (changed).")]
+Top = Annotated[float, typer.Option(help="The share of nonzero cells to keep.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends in one clear line and an exit code: 2 for bad input, 1 for failure, 130 when interrupted."""
+
+    @app.command()
+    @wraps(function)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                if not os.environ.get(DEBUG):
+                    warnings.simplefilter("ignore")  # what concerns the user is said by the verbs themselves
+                function(*args, **options)
+        except KeyboardInterrupt:
+            say("interrupted; nothing half-written is left")
+            raise SystemExit(130) from None
+        except (*BAD_INPUT, *FAILURE) as error:
+            if os.environ.get(DEBUG):
+                raise
+            say(f"error: {error or type(error).__name__}")
+            raise SystemExit(2 if isinstance(error, BAD_INPUT) else 1) from None
+
+    return command
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False) -> None:
+    """Options that every verb shares."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+def say(line: str) -> None:
+    """One line for the user, on the error stream: standard output is for results."""
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """Bars on the error stream, one a stage; yields `report(stage, done, total, note)`, total 0 if it is not known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        stages: dict[str, Any] = {}
+
+        def report(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=None)
+            bars.update(stages[stage], completed=done, total=total or None, description=f"{stage} {note}".strip())
+
+        yield report
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Fail before any work is done if the run folder could not be written after it."""
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another folder, or replace the run in it by --overwrite")
+    if out.exists() and not (out / "run.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} holds no run, so it is not replaced; choose another folder")
+
+
+def several(recipes: list[str] | None) -> list[str]:
+    """The recipes asked for, by repeated options or with commas; both of ours if none was."""
+    return [name for given in recipes or ["mean,effect"] for name in given.replace(",", " ").split()]

@@ -1,0 +1,193 @@
+"""Verbs that run a model: explain, ground, effect, train."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from voxplain.cli.base import (
+    Model,
+    Overwrite,
+    Recipes,
+    Run,
+    Seed,
+    Seeds,
+    progress,
+    refuse_existing,
+    say,
+    several,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from voxplain.maps import Explanation, Heatmap
+    from voxplain.studies.effect import TotalEffect
+
+
+@verb
+def explain(
+    prompt: Annotated[str, typer.Argument(help="What the image should show.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
+    model: Model = "thorax",
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    recipe: Recipes = None,
+    phrase: Annotated[list[str] | None, typer.Option(help="Measure this span's effect as a whole, too.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate an image and map every word of its prompt."""
+    refuse_existing(out, overwrite)
+    with progress() as report:
+        opened = open_model(model, report)
+        from voxplain.studies import explaining
+
+        explanation = explaining.explain(
+            opened,
+            prompt,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance,
+            recipes=several(recipe),
+            phrases=phrase or (),
+            seeds=seeds,
+            progress=report,
+        )
+        write(explanation, model, out, overwrite, report)
+
+
+@verb
+def ground(
+    image: Annotated[Path, typer.Argument(help="A volume in physical units, as NIfTI.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="The text whose words are looked for.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
+    model: Model = "thorax",
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    recipe: Recipes = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Map the words of a text on an image from elsewhere."""
+    refuse_existing(out, overwrite)
+    with progress() as report:
+        opened = open_model(model, report)
+        from voxplain.adapters import as_adapter
+        from voxplain.io.nifti import read_volume
+        from voxplain.maps import Sample
+        from voxplain.studies import explaining
+
+        values, geometry = read_volume(image, as_adapter(opened).geometry.ndim)
+        sample = Sample(values.reshape(-1, *geometry.shape).astype("float32"), geometry, text, {"image": image.name})
+        explanation = explaining.explain_image(
+            opened, sample, text, seed=seed, seeds=seeds, recipes=several(recipe), progress=report
+        )
+        write(explanation, model, out, overwrite, report)
+
+
+@verb
+def effect(
+    run: Run,
+    phrase: Annotated[str, typer.Argument(help="A word or quoted phrase of the prompt.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="The model that made the run. [default: as recorded]")] = None,
+    total: Annotated[bool, typer.Option("--total", help="Generate again without it; keep the difference.")] = False,
+) -> None:
+    """Measure what a phrase changed; keep it in the run."""
+    from voxplain.io.run import add_to_run, load_run
+
+    explanation = load_run(run)
+    rows, origin = explanation.prompt.find(phrase), explanation.provenance
+    if not total and "effect" not in explanation.attributions:
+        raise ValueError(f"{run} was explained without the recipe 'effect'; explain it again with --recipe effect")
+    if total and "readout" in origin:
+        raise ValueError(
+            f"{run} holds an image that was not generated, so there is none to generate without {phrase!r}"
+        )
+    with progress() as report:
+        opened = open_model(model or origin.get("source") or origin.get("model") or "thorax", report)
+        recorded, weights = origin.get("weights"), getattr(opened, "weights_hash", None)
+        if recorded != weights:
+            raise ValueError(f"{run} was made with weights {recorded}, these are {weights}; name its model by --model")
+        from voxplain.adapters import as_adapter
+        from voxplain.studies import effect as study
+
+        adapter = as_adapter(opened)
+        if total:
+            again = {name: origin[name] for name in ("seed", "steps", "guidance_scale")}
+            made = study.total(adapter, explanation.prompt.text, phrase, progress=partial(report, "generate"), **again)
+            keep(run, made)
+            heatmap, unit = made.heatmap, made.sample.unit
+        else:
+            report("effect")
+            heatmap, unit = study.measure_phrase(adapter, explanation, phrase), "of the prediction's size"
+            add_to_run(run, "effect", {rows: heatmap.values})
+    say(f"{heatmap.label}: changed by up to {heatmap.values.max():.3g} {unit}, most at {place(heatmap)}")
+
+
+@verb
+def train(
+    name: Annotated[str, typer.Argument(help="thorax or thorax-2d.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where phantoms, checkpoints and log are kept.")] = Path("checkpoints"),
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the denoiser. [default: the preset's]")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that draw phantoms.")] = 1,
+    weights: Annotated[Path | None, typer.Option(help="The model folder to write. [default: in OUT]")] = None,
+) -> None:
+    """Train a default model on phantoms; after a kill, go on."""
+    with progress() as report:
+        report("loading torch")
+        from voxplain.studies.training import train as run
+
+        def show(stage: str, done: int, total: int, loss: float, left: float) -> None:
+            report(stage, done, total, f"loss {loss:.4f}")
+
+        chosen = {"seed": seed} if steps is None else {"seed": seed, "denoiser_steps": steps}
+        place = run(name, out, progress=show, workers=workers, weights=weights, **chosen)
+    say(str(place))
+
+
+def open_model(name: str, report: Callable[..., None]) -> Any:
+    """The model by that name, on the GPU where there is one."""
+    report(f"loading {name}")
+    import torch
+
+    from voxplain.loading import load
+
+    model = load(name)
+    return model.to("cuda") if torch.cuda.is_available() and hasattr(model, "to") else model
+
+
+def write(explanation: "Explanation", model: str, out: Path, overwrite: bool, report: Callable[..., None]) -> None:
+    """Save the run, with the name that its model was opened by, and say what the user should know."""
+    from voxplain.io.run import save_run
+
+    report("writing")
+    explanation = replace(explanation, provenance={**explanation.provenance, "source": model})
+    save_run(explanation, out, overwrite=overwrite)
+    for warning in explanation.provenance["warnings"]:
+        say(f"warning: {warning}")
+    unsure = [word for word, facts in explanation.honesty.items() if facts["distinguishable"] is False]
+    if unsure:
+        say(f"not distinguishable from a word that means nothing here: {', '.join(unsure)}")
+    say(f"{out}: open {out / 'report.html'}")
+
+
+def keep(run: Path, made: "TotalEffect") -> None:
+    """The difference and the sample without the phrase, as files of the run folder."""
+    from voxplain.io.folders import safe_name
+    from voxplain.io.nifti import write_volume
+
+    name = safe_name(made.heatmap.label)
+    write_volume(run / f"total-{name}.nii.gz", made.heatmap.values, made.heatmap.geometry)
+    write_volume(run / f"without-{name}.nii.gz", made.without.image, made.without.geometry)
+
+
+def place(heatmap: "Heatmap") -> str:
+    """Where the heatmap is highest, for people."""
+    import numpy as np
+
+    peak = heatmap.geometry.world(np.array([heatmap.peak], float))[0]
+    return f"({', '.join(f'{value:.0f}' for value in peak)}) mm LPS"

@@ -1,0 +1,329 @@
+"""Every verb over one run folder, on the toy model; what goes wrong ends in one line and an exit code."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from voxplain import loading
+from voxplain.adapters.toy import ToyAdapter
+from voxplain.cli import app
+from voxplain.io.nifti import read_volume, write_volume
+from voxplain.io.run import load_run
+from voxplain.masks import joint, top_fraction
+from voxplain.studies import effect, explaining, training
+
+PROMPT = "large left effusion and small nodule"
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """The toy stands in for whatever model is asked for."""
+    adapter = ToyAdapter((4, 8, 12))
+    monkeypatch.setattr(loading, "load", lambda name: adapter)
+    monkeypatch.delenv("VOXPLAIN_DEBUG", raising=False)
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A run folder, made once."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12)))
+        result = call("explain", PROMPT, "--out", folder, "--steps", 4, "--model", "toy", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A run folder that a test may change."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result, *parts, code=2):
+    """The command ended with this code and one line that holds the parts."""
+    assert result.exit_code == code, (result.exit_code, result.stderr, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    line = result.stderr.strip()
+    assert line.startswith("error: ") and "\n" not in line, line
+    for part in parts:
+        assert part in line, line
+
+
+def test_explain_writes_a_run_that_holds_what_the_function_gives(made, toy):
+    kept = load_run(made)
+    result = explaining.explain(toy, PROMPT, steps=4, seed=3)
+    assert {path.name for path in made.iterdir()} >= {
+        "run.json",
+        "sample.nii.gz",
+        "attribution.npz",
+        "overlay.png",
+        "report.html",
+    }
+    for recipe in ("mean", "effect"):
+        assert np.array_equal(kept.attributions[recipe].maps, result.attributions[recipe].maps)
+    assert kept.provenance["source"] == "toy"
+    assert kept.honesty == json.loads(json.dumps(result.honesty))
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_explain_says_which_words_are_not_to_be_trusted(tmp_path):
+    result = call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2)
+    assert "not distinguishable from a word that means nothing here: and" in result.stderr
+    assert result.stdout == ""
+
+
+def test_recipes_and_phrases_and_seeds_are_passed_on(tmp_path):
+    out = tmp_path / "run"
+    options = ("--recipe", "effect", "--phrase", "left effusion", "--seeds", 2, "--guidance", 1.5)
+    result = call("explain", PROMPT, "--out", out, "--steps", 2, *options)
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(out)
+    assert list(kept.attributions) == ["effect", "effect over seeds", "effect spread over seeds"]
+    assert kept.word("left effusion", recipe="effect").values.any()
+    assert kept.provenance["guidance_scale"] == 1.5
+    assert kept.provenance["seeds"] == [0, 1]
+
+
+def test_words_prints_a_row_for_each_word(made):
+    result = call("words", made)
+    assert result.exit_code == 0, result.stderr
+    for word in ("word", "mass", "large", "effusion", "and"):
+        assert word in result.stdout
+
+
+def test_words_as_json_is_one_document_with_the_honesty_of_each_word(made):
+    result = call("words", made, "--json")
+    document = json.loads(result.stdout)
+    assert [row["word"] for row in document["words"]] == PROMPT.split()
+    known = load_run(made).honesty
+    for row in document["words"]:
+        for recipe in ("mean", "effect"):
+            facts = known[row["word"]]["recipes"][recipe]
+            assert row["recipes"][recipe]["distinctness"] == facts["distinctness"]
+            assert row["recipes"][recipe]["null_distinctness"] == facts["null_distinctness"]
+        assert row["distinguishable"] == (row["word"] != "and")
+        assert row["rank_correlation"] == known[row["word"]]["agreement"]["rank_correlation"]
+        assert row["top10_overlap"] == known[row["word"]]["agreement"]["top10_overlap"]
+    assert sum(document["mass"].values()) == pytest.approx(1)
+
+
+def test_effect_measures_a_phrase_and_keeps_it_in_the_run(run, toy):
+    result = call("effect", run, "left effusion")
+    assert result.exit_code == 0, result.stderr
+    assert "left effusion: changed by up to" in result.stderr
+    kept = load_run(run)
+    expected = effect.measure_phrase(toy, kept, "left effusion")
+    assert np.array_equal(kept.word("left effusion", recipe="effect").values, expected.values)
+
+
+def test_the_total_effect_is_written_in_hounsfield_units(run, toy):
+    result = call("effect", run, "left effusion", "--total")
+    assert result.exit_code == 0, result.stderr
+    values, _ = read_volume(run / "total-left-effusion.nii.gz")
+    expected = effect.total(toy, PROMPT, "left effusion", seed=3, steps=4)
+    assert np.array_equal(values, expected.heatmap.values)
+    other, _ = read_volume(run / "without-left-effusion.nii.gz")
+    assert np.array_equal(other, expected.without.image[0])
+    assert "HU" in result.stderr
+    load_run(run)  # and the run is still whole
+
+
+def test_effect_refuses_a_model_whose_weights_are_others(run, toy):
+    toy.weights_hash = "abc"
+    refused(call("effect", run, "left effusion"), "made with weights None", "these are abc", "--model")
+
+
+def test_effect_needs_a_run_with_states_of_that_recipe(tmp_path):
+    call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2, "--recipe", "mean")
+    refused(call("effect", tmp_path / "run", "left effusion"), "without the recipe 'effect'")
+
+
+def test_a_mask_is_the_top_fraction_of_the_words_map(made, tmp_path):
+    kept = load_run(made)
+    for words, recipe in ((["effusion"], "mean"), (["left", "small"], "effect")):
+        out = tmp_path / f"{recipe}.nii.gz"
+        result = call("mask", made, *words, "--top", 0.5, "--recipe", recipe, "--out", out)
+        assert result.exit_code == 0, result.stderr
+        values, geometry = read_volume(out)
+        maps = [kept.word(word, recipe=recipe) for word in words]
+        expected = top_fraction(maps[0] if len(maps) == 1 else joint(maps, 0.5), 0.5).resize(kept.sample.geometry)
+        assert np.array_equal(values.astype(bool), expected.values)
+        assert geometry.same_as(kept.sample.geometry)
+
+
+def test_a_word_that_is_not_distinguishable_gets_no_mask_unless_asked_twice(made, tmp_path):
+    out = tmp_path / "and.nii.gz"
+    refused(call("mask", made, "and", "--out", out), "not distinguishable", "and", "--anyway")
+    assert not out.exists()
+    assert call("mask", made, "and", "--anyway", "--out", out).exit_code == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")])
+def test_an_overlay_is_a_picture_of_the_kind_that_its_name_says(made, tmp_path, name, magic):
+    result = call("overlay", made, "left", "nodule", "--plane", "coronal", "--out", tmp_path / name)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / name).read_bytes().startswith(magic)
+
+
+def test_export_writes_one_map_a_word_and_recipe(made, tmp_path):
+    result = call("export", made, "--nifti", tmp_path / "maps", "--word", "effusion")
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(made)
+    for recipe in ("mean", "effect"):
+        (path,) = (tmp_path / "maps" / recipe).glob("*effusion.nii.gz")
+        expected = kept.word("effusion", recipe=recipe).resize(kept.sample.geometry).values
+        np.testing.assert_allclose(read_volume(path)[0], expected, atol=1e-6)
+    assert json.loads((tmp_path / "maps" / "export.json").read_text())["prompt"] == PROMPT
+
+
+def test_report_writes_the_page_anew(run):
+    (run / "report.html").unlink()
+    assert call("report", run).exit_code == 0
+    page = (run / "report.html").read_text()
+    assert all(word in page for word in PROMPT.split())
+
+
+def test_ground_makes_a_run_of_a_given_volume(tmp_path, toy):
+    volume = toy.generate("left nodule", steps=2)
+    write_volume(tmp_path / "case.nii.gz", volume.image, volume.geometry)
+    out = tmp_path / "run"
+    result = call("ground", tmp_path / "case.nii.gz", "left nodule", "--out", out, "--recipe", "mean")
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(out)
+    assert np.array_equal(kept.sample.image, volume.image)
+    assert toy.box("nodule")[kept.word("nodule").peak]
+    refused(call("effect", out, "left", "--total"), "not generated")
+
+
+def test_train_hands_its_options_to_the_study(monkeypatch, tmp_path):
+    seen = {}
+
+    def train(name, out, *, progress, workers, weights, **settings):
+        progress("denoiser", 1, 2, 0.5, 10.0)
+        seen.update(name=name, out=out, workers=workers, weights=weights, **settings)
+        return tmp_path / "weights"
+
+    monkeypatch.setattr(training, "train", train)
+    result = call("train", "thorax-2d", "--seed", 2, "--steps", 7, "--out", tmp_path, "--workers", 3)
+    assert result.exit_code == 0, result.stderr
+    assert seen == {"name": "thorax-2d", "out": tmp_path, "workers": 3, "weights": None, "seed": 2, "denoiser_steps": 7}
+    assert str(tmp_path / "weights") in result.stderr
+
+
+def test_doctor_names_packages_and_device():
+    result = call("doctor")
+    for part in ("python", "device", "CPU"):
+        assert part in result.stdout
+    if result.exit_code:  # from a source folder that is not installed there is nothing to read requirements from
+        assert "voxplain itself" in result.stderr
+    else:
+        assert "torch" in result.stdout and "voxplain[" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ((" ",), ("prompt is empty",)),
+        ((PROMPT, "--steps", 0), ("steps = 0",)),
+        ((PROMPT, "--seeds", 0), ("seeds = 0",)),
+        ((PROMPT, "--guidance", -1), ("guidance_scale = -1",)),
+        ((PROMPT, "--recipe", "magic"), ("unknown recipe 'magic'", "mean, selected, effect")),
+        ((PROMPT, "--phrase", "efusion"), ("'efusion' is not in the prompt", "'effusion'")),
+    ],
+)
+def test_bad_input_to_explain_is_one_line_and_leaves_nothing(tmp_path, options, parts):
+    refused(call("explain", *options, "--out", tmp_path / "run"), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_a_single_text_key_is_offered_the_effect(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12), single_key=True))
+    refused(call("explain", PROMPT, "--out", tmp_path / "run"), "single text key", "use recipe 'effect'")
+    assert call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2, "--recipe", "effect").exit_code == 0
+
+
+def test_an_existing_folder_is_refused_before_any_work_and_replaced_when_allowed(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load", lambda name: pytest.fail("the model was loaded"))
+        refused(call("explain", PROMPT, "--out", run), "exists", "--overwrite")
+    assert call("explain", "left nodule", "--out", run, "--steps", 2, "--overwrite").exit_code == 0
+    assert load_run(run).prompt.text == "left nodule"
+
+
+def test_a_folder_that_is_no_run_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("all of it")
+    refused(call("explain", PROMPT, "--out", tmp_path / "thesis", "--overwrite"), "holds no run")
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+@pytest.mark.parametrize("verb", ["words", "report", "effect", "mask", "overlay", "export"])
+def test_every_verb_says_when_a_folder_is_no_run(verb, tmp_path):
+    more = {"effect": ["left"], "mask": ["left", "--out", "a.nii.gz"], "overlay": ["left", "--out", "a.png"]}
+    more["export"] = ["--nifti", tmp_path / "maps"]
+    refused(call(verb, tmp_path / "nowhere", *more.get(verb, [])), "nowhere", "voxplain explain")
+
+
+def test_an_absent_word_and_an_ambiguous_one_are_named(run, tmp_path):
+    refused(call("mask", run, "efusion", "--out", tmp_path / "a.nii.gz"), "'efusion'", "'effusion'")
+    call("explain", "left nodule and right nodule", "--out", tmp_path / "two", "--steps", 2)
+    refused(call("mask", tmp_path / "two", "nodule", "--out", tmp_path / "a.nii.gz"), "2 times", "nodule#1")
+    assert call("mask", tmp_path / "two", "nodule#2", "--out", tmp_path / "a.nii.gz").exit_code == 0
+
+
+def test_a_mask_has_to_be_a_nifti_and_its_fraction_a_share(made, tmp_path):
+    refused(call("mask", made, "left", "--out", tmp_path / "a.png"), ".nii.gz")
+    refused(call("mask", made, "left", "--top", 1.5, "--out", tmp_path / "a.nii.gz"), "1.5")
+
+
+@pytest.mark.parametrize("stage", ["generate", "effect", "writing"])
+def test_an_interruption_leaves_nothing_half_written_and_exits_130(tmp_path, monkeypatch, stage):
+    from voxplain.io import run as runs
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    if stage == "writing":
+        monkeypatch.setattr(runs, "figure", interrupt)
+    else:
+        monkeypatch.setattr(*{"generate": (ToyAdapter, stage), "effect": (effect, "measure_words")}[stage], interrupt)
+    result = call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2)
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_that_is_not_the_users_exits_1(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12), nan_at=1))
+    refused(call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2), "NaN", code=1)
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXPLAIN_DEBUG", "1")
+    result = call("words", tmp_path)
+    assert isinstance(result.exception, ValueError)
+
+
+def test_a_defect_of_ours_is_not_hidden(made, monkeypatch):
+    from voxplain.view import words
+
+    monkeypatch.setattr(words, "word_rows", lambda explanation: [].pop())
+    assert isinstance(call("words", made).exception, IndexError)
+
+
+def test_a_wrong_command_line_exits_2_and_help_names_every_verb():
+    assert call("explain").exit_code == 2
+    assert call("dance").exit_code == 2
+    page = call("--help").stdout
+    for verb in "explain words effect mask overlay export report doctor train ground".split():  # noqa: SIM905
+        assert verb in page
