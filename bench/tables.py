@@ -1,0 +1,88 @@
+"""Put measured tables into the README, from bench/results/*.json; with --run also the real output of its code.
+
+python bench/tables.py            write the tables
+python bench/tables.py --run      and run the README's Python block, and write what it printed
+python bench/tables.py --check    write nothing; exit 1 if the README does not show what the results hold
+"""
+
+import contextlib
+import io
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+ORDER = ("thorax", "thorax-2d", "phantom", "speed", "impressions")  # the rest follow by name
+
+
+def cell(value: Any) -> str:
+    """A number with three digits, [value, low, high] with its interval, anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        middle, low, high = value
+        return f"{cell(middle)} ({cell(low)} to {cell(high)})"
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table whose columns are the keys of all rows, in the order of their first appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(folder: Path) -> str:
+    """Every result that has a table, each with the command that made it."""
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    names = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
+    parts = [
+        f"{markdown(found[name]['table'])}\n\n`{found[name]['command']}`" for name in names if found[name].get("table")
+    ]
+    return "\n\n".join(parts)
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The text with what stands between the markers of that name replaced."""
+    pattern = re.compile(rf"(<!-- {name}: start -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"expected one pair of markers <!-- {name}: start --> and <!-- {name}: end -->")
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}" if content else "".join(found.groups()), text)
+
+
+def code(text: str) -> str:
+    """The first Python block of the text."""
+    return text.split("```python\n", 1)[1].split("```", 1)[0]
+
+
+def output(source: str) -> str:
+    """What a piece of code prints, run in an empty folder."""
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        exec(compile(source, "README.md", "exec"), {"__name__": "__main__"})
+    return f"```\n{printed.getvalue().strip()}\n```"
+
+
+def main(arguments: list[str]) -> int:
+    old = README.read_text()
+    new = between(old, "results", tables(ROOT / "bench" / "results"))
+    if "--run" in arguments:
+        new = between(new, "output", output(code(old)))
+    if "--check" in arguments:
+        if new != old:
+            print("README.md does not show what bench/results holds; run: python bench/tables.py", file=sys.stderr)
+        return int(new != old)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

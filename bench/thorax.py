@@ -1,0 +1,329 @@
+"""The figures of the model `thorax`: autoencoder, generation, localization, each beside its controls.
+
+    python bench/thorax.py layers --split dev --count 60        # choose the localizing layers: on dev alone
+    python bench/thorax.py autoencoder generation twins phantoms --count 300
+    python bench/thorax.py summary                                # bench/results/thorax.json
+
+Each stage writes one JSON line a case into bench/runs/ and goes on where it stopped. Stages on the split `test` append
+a line to bench/results/test_log.jsonl: test seeds report, they never choose.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import RESULTS
+from scipy import ndimage
+
+import voxplain
+from voxplain.adapters import as_adapter
+from voxplain.datasets.phantom import segmenter
+from voxplain.datasets.phantom.cases import Case, draw, plan_case
+from voxplain.datasets.phantom.findings import CORE, KINDS, LOBAR, LOBES, SIDED, Plan
+from voxplain.datasets.phantom.impressions import Mention, compose, negated_twin, request
+from voxplain.maps import Attribution, Heatmap, Recipe, Sample
+from voxplain.metrics import controls, localization
+from voxplain.metrics.base import Undefined
+from voxplain.models.latent_diffusion import LatentDiffusion
+from voxplain.recipes import reduce
+from voxplain.studies.effect import keeping, measure_phrase, measure_words
+from voxplain.studies.grounding import attend, renoise, thinned
+from voxplain.tokens import TokenizedPrompt
+from voxplain.tracing import trace
+
+RUNS = Path(__file__).parent / "runs"
+PER_LAYER = Recipe("per-layer", "ours", "as mean, every layer apart", accumulate=frozenset({"layer"}), layers=("*",))
+OFFSET = 10_000  # prompts for generation use case numbers from here on
+
+
+class Bench:
+    """One model, one split, and the rows measured so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model: LatentDiffusion = voxplain.load(options.model)
+        self.adapter = as_adapter(self.model)
+        self.label = f"{self.model.weights_hash[:12]}-{options.split}"
+        RUNS.mkdir(exist_ok=True)
+
+    def stage(self, name: str, measure: Callable[[int], list[dict[str, Any]]], count: int) -> None:
+        path = RUNS / f"{name}-{self.label}.jsonl"
+        done = {json.loads(line)["case"] for line in path.read_text().splitlines()} if path.exists() else set()
+        begun, left = time.monotonic(), [i for i in range(count) if i not in done]
+        for number, index in enumerate(left, start=1):
+            rows = measure(index) or [{}]
+            with path.open("a") as file:
+                file.write("".join(json.dumps({"case": index, **row}) + "\n" for row in rows))
+            spent = time.monotonic() - begun
+            print(
+                f"\r{name} {number}/{len(left)}, {spent / number * (len(left) - number):.0f} s left ",
+                end="",
+                file=sys.stderr,
+            )
+        print(file=sys.stderr)
+        if self.options.split == "test":
+            line = {"stage": name, "weights": self.model.weights_hash, "cases": count, "new": len(left)}
+            with (RESULTS / "test_log.jsonl").open("a") as file:
+                file.write(json.dumps({**line, "date": time.strftime("%Y-%m-%d")}) + "\n")
+
+    # autoencoder and segmenter ------------------------------------------------------------------------------------
+
+    def autoencoder(self, index: int) -> list[dict[str, Any]]:
+        case = draw(index, self.options.split)
+        again = self.model.decode(self.model.encode_image(case.image))[0, 0]
+        low, high = self.model.config["intensity"]
+        error = float(np.abs(np.clip(case.image[0], low, high) - again).mean())
+        truth = [{"kind": f.kind, "side": f.side, "lobe": f.lobe} for f in case.findings]
+        rows = {"truth": truth, "error": error}
+        return [{**rows, "before": _found(case.image[0]), "after": _found(again)}]
+
+    # generation ---------------------------------------------------------------------------------------------------
+
+    def generation(self, index: int) -> list[dict[str, Any]]:
+        """1 to 3 findings asked for in a bare or composed prompt; every tenth prompt asks for none."""
+        rng = np.random.default_rng((77, draw_seed(self.options.split), index))
+        plans = () if index % 10 == 9 else tuple(_asked(rng))
+        absent = [str(rng.choice([k for k in KINDS if k not in {p.kind for p in plans}]))] if rng.random() < 0.3 else []
+        prompt = request(plans, rng, absent=absent, plain=bool(rng.random() < 0.5))
+        with trace(self.adapter, PER_LAYER) as tracer, keeping(self.adapter) as states:
+            sample = self.model.generate(prompt.text, seed=index, steps=self.options.steps)
+        assert isinstance(sample, Sample)
+        volume = sample.image[0]
+        found = segmenter.findings(volume)
+        row: dict[str, Any] = {"asked": [_plan(p) for p in plans], "absent": absent, "found": [_seen(f) for f in found]}
+        maps = tracer.maps()[0]
+        tokens = self.adapter.tokenize(prompt.text)
+        anatomy = segmenter.register(volume) if hasattr(segmenter, "register") else None
+        scores = []
+        for mention in prompt.findings:
+            if mention.negated or mention.kind not in CORE or anatomy is None:
+                continue
+            masks = [f.mask for f in found if f.kind == mention.kind and mention.side in (None, f.side, "bilateral")]
+            if not masks:
+                continue
+            truth = np.logical_or.reduce(masks)
+            region = _region(anatomy, mention.region, volume)
+            named = {r.name: reduce(maps, r) for r in self.recipes()}
+            effect = measure_words(self.adapter, tokens, states()[0])
+            scores.append(self._score(mention, prompt.text, tokens, truth, region, named, effect, states()[0], volume))
+            break
+        return [{**row, "scores": scores}]
+
+    def recipes(self) -> list[Recipe]:
+        chosen = [Recipe("mean", "", "", layers=("*",))]
+        if self.adapter.localizing_layers:
+            chosen.append(Recipe("selected", "", "", layers=tuple(self.adapter.localizing_layers)))
+        return chosen
+
+    def guidance_1(self, index: int) -> list[dict[str, Any]]:
+        rng = np.random.default_rng((77, draw_seed(self.options.split), index))
+        plans = tuple(_asked(rng))
+        prompt = request(plans, rng, plain=True)
+        sample = self.model.generate(prompt.text, seed=index, steps=self.options.steps, guidance_scale=1)
+        assert isinstance(sample, Sample)
+        return [{"asked": [_plan(p) for p in plans], "found": _found(sample.image[0])}]
+
+    def twins(self, index: int) -> list[dict[str, Any]]:
+        """The same seed with a finding affirmed and denied."""
+        rng = np.random.default_rng((78, draw_seed(self.options.split), index))
+        kind = KINDS[index % len(KINDS)]
+        affirmed, denied = negated_twin(Plan(kind), rng)
+        found = {}
+        for name, text in (("affirmed", affirmed.text), ("denied", denied.text)):
+            sample = self.model.generate(text, seed=index, steps=self.options.steps)
+            assert isinstance(sample, Sample)
+            found[name] = sorted({f["kind"] for f in _found(sample.image[0])})
+        return [{"kind": kind, **found}]
+
+    # localization on phantoms -------------------------------------------------------------------------------------
+
+    def phantoms(self, index: int) -> list[dict[str, Any]]:
+        case, text, mention = self._mentioned(index)
+        if mention is None or mention.mask is None or not mention.mask.any():
+            return []
+        tokens = self.adapter.tokenize(text)
+        states = renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index)
+        layered = attend(self.adapter, [tokens], [states], PER_LAYER)
+        del layered
+        named = {r.name: attend(self.adapter, [tokens], [states], r)[0] for r in self.recipes()}
+        effect = measure_words(self.adapter, tokens, thinned(states))
+        region = case.organs[mention.region]
+        row = self._score(
+            mention,
+            text,
+            tokens,
+            mention.mask,
+            region,
+            named,
+            effect,
+            thinned(states),
+            case.image[0],
+            self._same_text(mention),
+        )
+        if case.distractor is not None and case.distractor[1].any():
+            for name, attribution in (*named.items(), ("effect", effect)):
+                heat = _of(attribution, tokens, mention.span, case)
+                row[f"{name}/distractor_mass_ratio"] = localization.mass_inside(
+                    heat, case.distractor[1]
+                ) / localization.chance_level(case.distractor[1])
+        return [row]
+
+    def _mentioned(self, index: int) -> tuple[Case, str, Mention | None]:
+        """A case of each core kind in turn, with a composed text and the mention of that kind."""
+        kind = CORE[index % len(CORE)]
+        rng = np.random.default_rng((79, draw_seed(self.options.split), index))
+        others = [p for p in plan_case(rng) if p.kind != kind][:2]
+        case = draw(index, self.options.split, [_one(rng, kind), *others])
+        said = compose(case, rng)
+        mentions = [m for m in said.findings if m.kind == kind and not m.negated]
+        return case, said.text, mentions[0] if mentions else None
+
+    def layers(self, index: int) -> list[dict[str, Any]]:
+        """AUC inside the named region of every layer alone, for the choice of layers."""
+        case, text, mention = self._mentioned(index)
+        if mention is None or mention.mask is None or not mention.mask.any():
+            return []
+        tokens = self.adapter.tokenize(text)
+        states = thinned(renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index))
+        row: dict[str, Any] = {"kind": mention.kind}
+        region = case.organs[mention.region]
+        for layer in self.adapter.layers:
+            recipe = Recipe(layer, "", "", accumulate=frozenset({"layer"}), layers=(layer,))
+            made = attend(self.adapter, [tokens], [states], recipe, layers=[layer])[0]
+            row[layer] = _try(localization.auc_roc, _of(made, tokens, mention.span, case), mention.mask, region)
+        return [row]
+
+    def _same_text(self, mention: Mention) -> np.ndarray:
+        """The mean mask of training cases of this finding in the place that the text names."""
+        path = RUNS / f"mean-{mention.kind}-{mention.region.replace(' ', '_')}.npy"
+        if not path.exists():
+            rng = np.random.default_rng((80, KINDS.index(mention.kind)))
+            masks: dict[str, list[np.ndarray]] = {}
+            for number in range(180):
+                plan = _one(rng, mention.kind)
+                for f in draw(5_000_000 + number, "train", [plan]).findings:
+                    for place in {"lungs", "body", f"{f.side} lung", str(f.lobe)}:
+                        masks.setdefault(place, []).append(f.mask)
+            for place, some in masks.items():
+                np.save(RUNS / f"mean-{mention.kind}-{place.replace(' ', '_')}.npy", controls.mean_mask(some))
+        return np.load(path)
+
+    def _score(self, mention, text, tokens, truth, region, named, effect, states, volume, prior=None) -> dict[str, Any]:
+        row: dict[str, Any] = {"kind": mention.kind, "region": mention.region, "voxels": int(truth.sum())}
+        grid = effect.geometry.shape
+        first, last = mention.span
+        occurrence = text[:first].casefold().count(text[first:last].casefold())
+        span = measure_phrase(self.adapter, states, text[first:last], prompt=tokens, occurrence=occurrence)
+        geometry = self.adapter.geometry
+        maps = {name: _of(attribution, tokens, mention.span, None, geometry) for name, attribution in named.items()}
+        maps["effect"] = _of(effect, tokens, mention.span, None, geometry)
+        maps["effect_phrase"] = span.resize(geometry).values
+        maps["region_lit"] = controls.region_lit(region)
+        maps["abs_from_mean"] = controls.abs_from_mean(volume)
+        maps["gradient"] = controls.gradient_magnitude(volume)
+        maps["oracle"] = localization.native_oracle(truth, grid)
+        if prior is not None:
+            maps["mean_mask"] = prior
+        for name, values in maps.items():
+            row[f"{name}/auc"] = _try(localization.auc_roc, values, truth)
+            row[f"{name}/auc_region"] = _try(localization.auc_roc, values, truth, region)
+            row[f"{name}/cnr"] = _try(localization.cnr, values, truth)
+            row[f"{name}/top1"] = _try(localization.pointing_game, values, truth)
+        row["chance/top1"] = localization.chance_level(truth)
+        others = [w for w in tokens.words if not (first <= w.span[0] < last)]
+        for name, attribution in (*named.items(), ("effect", effect)):
+            scores = [
+                _try(
+                    localization.auc_roc,
+                    Heatmap("", attribution.maps[list(w.rows)].mean(0), attribution.geometry).resize(geometry).values,
+                    truth,
+                )
+                for w in others
+            ]
+            defined = [s for s in scores if s is not None]
+            row[f"{name}/auc_other_words"] = float(np.mean(defined)) if defined else None
+        return row
+
+
+def draw_seed(split: str) -> int:
+    return {"dev": 1, "test": 2, "shift": 3}[split]
+
+
+def _one(rng: np.random.Generator, kind: str) -> Plan:
+    severity = str(rng.choice(["small", "moderate", "large"]))
+    if kind not in SIDED:
+        return Plan(kind, "bilateral" if kind in ("emphysema", "fibrosis") else None, None, severity)
+    if kind not in LOBAR:
+        return Plan(kind, str(rng.choice(["left", "right"])), None, severity)
+    lobe = str(rng.choice(LOBES))
+    return Plan(kind, lobe.split()[0], lobe, severity if kind != "nodule" else "small")
+
+
+def _asked(rng: np.random.Generator) -> Iterator[Plan]:
+    """1 to 3 plans; of each about a third names no place, a third the side, a third the lobe."""
+    for kind in rng.choice(KINDS, size=int(rng.integers(1, 4)), replace=False):
+        plan, detail = _one(rng, str(kind)), rng.random()
+        severity = plan.severity if rng.random() < 0.5 else None
+        if kind not in SIDED:
+            yield Plan(plan.kind, None, None, severity)
+        else:
+            yield Plan(plan.kind, plan.side if detail > 0.33 else None, plan.lobe if detail > 0.66 else None, severity)
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    return {"kind": plan.kind, "side": plan.side, "lobe": plan.lobe, "severity": plan.severity}
+
+
+def _seen(found: segmenter.Found) -> dict[str, Any]:
+    return {"kind": found.kind, "side": found.side, "lobe": found.lobe, "ml": round(found.volume_ml, 1)}
+
+
+def _found(volume: np.ndarray) -> list[dict[str, Any]]:
+    return [_seen(f) for f in segmenter.findings(volume)]
+
+
+def _region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
+    if name == "body":
+        return ndimage.binary_fill_holes(volume > -500)
+    if name == "lungs":
+        return anatomy.lungs
+    return anatomy.side(name.split()[0]) if name.endswith(" lung") else anatomy.lobes()[name]
+
+
+def _of(attribution: Attribution, tokens: TokenizedPrompt, span: tuple[int, int], case, geometry=None) -> np.ndarray:
+    """The mean map of the pieces inside a character span, at full resolution."""
+    rows = [r for r, p in enumerate(tokens.kept) if (s := tokens.spans[p]) and span[0] <= s[0] and s[1] <= span[1]]
+    heat = Heatmap("", attribution.maps[rows].mean(0), attribution.geometry)
+    return heat.resize(geometry or case.geometry).values
+
+
+def _try(metric, *arguments) -> float | None:
+    try:
+        return float(metric(*arguments))
+    except Undefined:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="+")
+    parser.add_argument("--model", default="thorax")
+    parser.add_argument("--split", default="test", choices=["dev", "test", "shift"])
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    RESULTS.mkdir(exist_ok=True)
+    bench = Bench(options)
+    for name in options.stages:
+        bench.stage(name, getattr(bench, name), options.count)
+
+
+if __name__ == "__main__":
+    main()
