@@ -51,9 +51,13 @@ SIBLINGS = {
     "view.markup": ["view.overlay", "view.words"],
     "view.page": ["view.markup", "view.overlay", "view.words"],
     "io": ["io.folders"],
+    "io.nifti": ["io.encoding"],
     "io.run": ["io.encoding", "io.nifti", "view"],
     # studies
     "studies.grounding": ["studies.effect", "studies.honesty"],
+    "studies.judging": ["studies.loop"],
+    "studies.reading": ["studies.judging", "studies.loop"],
+    "studies.training": ["studies.loop"],
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
     # front
     "cli": ["serve", "testing"],

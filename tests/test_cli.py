@@ -13,7 +13,7 @@ from voxplain.cli import app
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
 from voxplain.masks import joint, top_fraction
-from voxplain.studies import effect, explaining, training
+from voxplain.studies import effect, explaining, reading, training
 
 PROMPT = "large left effusion and small nodule"
 
@@ -79,6 +79,31 @@ def test_explain_says_which_words_are_not_to_be_trusted(tmp_path):
     result = call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2)
     assert "not distinguishable from a word that means nothing here: and" in result.stderr
     assert result.stdout == ""
+
+
+def test_words_that_fell_off_or_are_unknown_are_named_in_the_terminal_and_on_the_page(tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(toy, "unknown_words", lambda text: ["mystery"])
+    result = call("explain", " ".join(["left effusion"] * 8), "--out", tmp_path / "long", "--steps", 2)
+    assert "warning: the prompt is longer than the model's context; these words fell off: left eff" in result.stderr
+    assert "these words fell off: left effusion" in (tmp_path / "long" / "report.html").read_text()
+    volume = toy.generate("left nodule", steps=2)
+    write_volume(tmp_path / "case.nii.gz", volume.image, volume.geometry)
+    options = ("--out", tmp_path / "run", "--recipe", "mean")
+    result = call("ground", tmp_path / "case.nii.gz", "left mystery", *options)
+    assert "warning: the model never saw these words in training: mystery" in result.stderr
+    assert "never saw these words in training: mystery" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_an_image_that_is_no_volume_is_refused(tmp_path):
+    (tmp_path / "case.txt").write_text("no volume")
+    refused(call("ground", tmp_path / "case.txt", "left", "--out", tmp_path / "run"), "case.txt", "no NIfTI volume")
+
+
+def test_a_map_over_seeds_of_an_indistinct_word_gets_no_mask_either(tmp_path):
+    options = ("--steps", 2, "--seeds", 2, "--recipe", "mean")
+    call("explain", "left effusion and", "--out", tmp_path / "run", *options)
+    out = tmp_path / "a.nii.gz"
+    refused(call("mask", tmp_path / "run", "and", "--recipe", "mean over seeds", "--out", out), "not distinguishable")
 
 
 def test_recipes_and_phrases_and_seeds_are_passed_on(tmp_path):
@@ -218,6 +243,20 @@ def test_train_hands_its_options_to_the_study(monkeypatch, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert seen == {"name": "thorax-2d", "out": tmp_path, "workers": 3, "weights": None, "seed": 2, "denoiser_steps": 7}
     assert str(tmp_path / "weights") in result.stderr
+
+
+def test_train_reader_calls_its_own_study(monkeypatch, tmp_path):
+    seen = {}
+
+    def train_reader(out, *, progress, **options):
+        progress("reader", 1, 2, 0.5, 10.0)
+        seen.update(out=out, **options)
+        return tmp_path / "weights"
+
+    monkeypatch.setattr(reading, "train_reader", train_reader)
+    result = call("train", "reader", "--steps", 7, "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert seen == {"out": tmp_path, "workers": 1, "weights": None, "seed": 0, "steps": 7}
 
 
 def test_doctor_names_packages_and_device():

@@ -19,8 +19,6 @@ from voxplain.maps import (
     Mask,
     Recipe,
     Sample,
-    Score,
-    Scores,
     Trajectory,
     UnmeasuredError,
 )
@@ -171,6 +169,21 @@ def test_the_notebook_table_escapes_the_prompt_and_marks_what_cannot_be_told_apa
     assert "no segmentation" in html
 
 
+def test_a_phrase_is_sure_if_any_of_its_words_is_and_statistics_go_by_all_recipes():
+    apart, alike = {"distinguishable": True}, {"distinguishable": False}
+    honesty = {"left": {**alike, "recipes": {"mean": alike, "effect": apart}}, "pleural": {**apart, "recipes": {}}}
+    result = explanation(honesty=honesty)
+    assert not result.sure("left") and not result.sure("left", "mean") and result.sure("left", "effect")
+    assert not result.sure("left", "mean over seeds")
+    assert result.sure("left pleural") and result.sure("pleural effusion#1")
+    assert result.sure("right")  # not tested
+
+
+def test_warnings_are_shown_in_the_notebook_as_text():
+    html = explanation(provenance={"warnings": ["never saw <i>"]})._repr_html_()
+    assert "<p>never saw &lt;i&gt;</p>" in html
+
+
 def test_arrays_are_copied_then_frozen():
     values = np.zeros((4, 4), np.float32)
     heatmap = Heatmap("word", values, regular((4, 4), 1.0))
@@ -250,29 +263,6 @@ def test_a_trajectory_and_a_recipe_are_checked():
         Trajectory(np.zeros((2, 1, 4, 4), np.float32), (1.0,), (0, 1))
     with pytest.raises(ValueError, match="can be layer, head, bin"):
         Recipe("odd", "ours", "", accumulate=frozenset({"token"}))
-
-
-def test_scores_have_a_mean_for_each_metric():
-    scores = Scores(
-        (Score("a", "w", "auc", 0.5), Score("b", "w", "auc", 1.0), Score("a", "w", "cnr", 2.0, 3, 1.0, 4.0))
-    )
-    assert scores.mean() == {"auc": 0.75, "cnr": 2.0}
-    row = scores.to_dicts()[2]
-    assert [row[name] for name in ("case", "word", "metric", "value", "n", "low", "high")] == [
-        "a",
-        "w",
-        "cnr",
-        2,
-        3,
-        1,
-        4,
-    ]
-
-
-def test_a_row_without_a_value_is_no_zero_in_the_mean():
-    none = Score("b", "w", "auc", float("nan"), 0)
-    assert Scores((Score("a", "w", "auc", 0.5), none)).mean() == {"auc": 0.5}
-    assert Scores((none,)).mean() == {}
 
 
 def test_values_can_be_pickled():

@@ -6,7 +6,7 @@ import pytest
 from voxplain.geometry import regular
 from voxplain.maps import Heatmap, Mask
 from voxplain.metrics import Undefined
-from voxplain.scoring import METRICS, overall, score, summarize
+from voxplain.scoring import METRICS, Score, Scores, overall, score, summarize
 
 GEOMETRY = regular((4, 4, 4), (5.0, 5.0, 5.0))
 
@@ -95,3 +95,26 @@ def test_wrong_use_is_an_error_and_no_row():
     with pytest.raises(ValueError, match="not this way") as error:
         score(CASES, {"broken": broken})
     assert not isinstance(error.value, Undefined)
+
+
+def test_scores_have_a_mean_for_each_metric():
+    scores = Scores(
+        (Score("a", "w", "auc", 0.5), Score("b", "w", "auc", 1.0), Score("a", "w", "cnr", 2.0, 3, 1.0, 4.0))
+    )
+    assert scores.mean() == {"auc": 0.75, "cnr": 2.0}
+    row = scores.to_dicts()[2]
+    assert [row[name] for name in ("case", "word", "metric", "value", "n", "low", "high")] == [
+        "a",
+        "w",
+        "cnr",
+        2,
+        3,
+        1,
+        4,
+    ]
+
+
+def test_a_row_without_a_value_is_no_zero_in_the_mean():
+    none = Score("b", "w", "auc", float("nan"), 0)
+    assert Scores((Score("a", "w", "auc", 0.5), none)).mean() == {"auc": 0.5}
+    assert Scores((none,)).mean() == {}

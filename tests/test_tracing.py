@@ -6,6 +6,7 @@ import pytest
 import voxplain.recipes as recipes
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.attention import SingleKeyError
+from voxplain.studies.explaining import explain
 from voxplain.tracing import attached, choose_layers, trace
 
 PROMPT = "large left effusion"
@@ -103,6 +104,14 @@ def test_two_generations_in_one_block_are_kept_apart():
     assert [len(maps.maps) for maps in tracer.attributions()] == [4, 5]
     with pytest.raises(ValueError, match="2 samples were generated"):
         tracer.attribution()
+
+
+def test_what_is_read_out_after_a_generation_is_no_part_of_it():
+    model = ToyAdapter()
+    alone = traced(model, steps=2).attribution()
+    with trace(model) as tracer:
+        explain(model, PROMPT, seed=0, steps=2)  # generates, and then reads null words at the kept states
+    assert np.array_equal(tracer.attribution().maps, alone.maps)
 
 
 # options ----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _TYPES = {
     "Heatmap": "maps",
     "Mask": "maps",
     "Explanation": "maps",
-    "Scores": "maps",
+    "Scores": "scoring",
 }
 _MODULES = (
     "tokens",

@@ -4,7 +4,7 @@ Every array is copied once and frozen. Values neither draw nor write files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
@@ -253,51 +253,26 @@ class Explanation:
                 raise
             return self.measure(self.prompt.name(phrase, occurrence))
 
+    def sure(self, phrase: str, recipe: str | None = None) -> bool:
+        """False if the recipe's maps tell no word of the phrase apart from one that means nothing; None: any recipe's.
+
+        True where that was not tested. Statistics over seeds go by the verdict of all recipes.
+        """
+        rows = set(self.prompt.find(phrase))
+        entries = [self.honesty.get(label(word), {}) for word in self.prompt.words if rows & set(word.rows)]
+        facts = [(entry.get("recipes") or {}).get(recipe, entry) for entry in entries]
+        return not facts or any(known.get("distinguishable") is not False for known in facts)
+
     def _repr_html_(self) -> str:
-        """A small table for notebooks: where each word's maps peak, with the standing caveat."""
+        """A small table for notebooks: where each word's maps peak, with warnings and the standing caveat."""
         head = "".join(f"<th>{escape(name)}: peak (mm)</th>" for name in self.attributions)
         rows = []
         for word in self.prompt.words:
             maps = [attribution.word(label(word)) for attribution in self.attributions.values()]
             peaks = [heatmap.geometry.world(np.array([heatmap.peak], float))[0] for heatmap in maps]
             cells = "".join(f"<td>{', '.join(f'{x:.0f}' for x in peak)}</td>" for peak in peaks)
-            sure = self.honesty.get(label(word), {}).get("distinguishable", True)
-            rows.append(f"<tr><td>{escape(label(word))}{'' if sure else ' (not distinguishable)'}</td>{cells}</tr>")
+            mark = "" if self.sure(label(word)) else " (not distinguishable)"
+            rows.append(f"<tr><td>{escape(label(word))}{mark}</td>{cells}</tr>")
         table = f"<table><tr><th>word</th>{head}</tr>{''.join(rows)}</table>"
-        return f"<div><p><b>{escape(self.prompt.text)}</b></p>{table}<p>{escape(CAVEAT)}</p></div>"
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One figure of one word in one case, over `n` observations, with an interval where there is one.
-
-    A metric that has no value for the case gives NaN, n = 0 and the `reason`.
-    """
-
-    case: str
-    word: str
-    metric: str
-    value: float
-    n: int = 1
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """A table of figures."""
-
-    rows: tuple[Score, ...]
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """One dictionary a row, ready for JSON."""
-        return [asdict(row) for row in self.rows]
-
-    def mean(self) -> dict[str, float]:
-        """The plain mean of each metric over its rows that have a value; `scoring.summarize` counts the others."""
-        values: dict[str, list[float]] = {}
-        for row in self.rows:
-            if not np.isnan(row.value):
-                values.setdefault(row.metric, []).append(row.value)
-        return {metric: float(np.mean(each)) for metric, each in values.items()}
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (*self.provenance.get("warnings", ()), CAVEAT))
+        return f"<div><p><b>{escape(self.prompt.text)}</b></p>{table}{notes}</div>"

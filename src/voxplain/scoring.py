@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from voxplain.maps import Heatmap, Mask, Score, Scores
+from voxplain.maps import Heatmap, Mask
 from voxplain.metrics.base import Undefined
 from voxplain.metrics.localization import (
     auc_roc,
@@ -20,6 +21,42 @@ from voxplain.metrics.statistics import Interval, bootstrap, mean_of_groups
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
 """(scores, truth, region or None) -> value; raises `Undefined` where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure of one word in one case, over `n` observations, with an interval where there is one.
+
+    A metric that has no value for the case gives NaN, n = 0 and the `reason`.
+    """
+
+    case: str
+    word: str
+    metric: str
+    value: float
+    n: int = 1
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A table of figures."""
+
+    rows: tuple[Score, ...]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One dictionary a row, ready for JSON."""
+        return [asdict(row) for row in self.rows]
+
+    def mean(self) -> dict[str, float]:
+        """The plain mean of each metric over its rows that have a value; `scoring.summarize` counts the others."""
+        values: dict[str, list[float]] = {}
+        for row in self.rows:
+            if not np.isnan(row.value):
+                values.setdefault(row.metric, []).append(row.value)
+        return {metric: float(np.mean(each)) for metric, each in values.items()}
 
 
 def _inside(metric: Metric) -> Metric:

@@ -79,10 +79,8 @@ def runs_and_steps_are_announced(adapter: Adapter, prompts: Sequence[str]) -> No
     _need(
         all(step.latent.shape == step.prediction.shape == shape for step in steps), f"a step's tensors are not {shape}"
     )
-    levels = [step.timestep for step in steps]
-    _need(
-        levels == list(adapter.timesteps(STEPS)), f"timesteps {levels}, but timesteps() says {adapter.timesteps(STEPS)}"
-    )
+    levels, stated = [step.timestep for step in steps], list(adapter.timesteps(STEPS))
+    _need(levels == stated, f"timesteps {levels}, but timesteps() says {stated}")
     _need(isinstance(made, list) and all(one.geometry.same_as(adapter.geometry) for one in made), "geometry differs")
 
 
@@ -135,9 +133,8 @@ def calls_fit_their_prompt_and_step(adapter: Adapter, prompts: Sequence[str]) ->
         calls = _calls(adapter, prompts, guidance_scale=scale)
         expected = {(layer, n, step) for layer in adapter.layers for n in range(len(prompts)) for step in range(STEPS)}
         heard = {(call.layer, call.sample, call.step) for call in calls}
-        _need(
-            heard == expected, f"guidance {scale}: layers, samples or steps are missing or strange: {heard ^ expected}"
-        )
+        odd = heard ^ expected
+        _need(not odd, f"guidance {scale}: layers, samples or steps are missing or strange: {odd}")
         _need(len(calls) == len(expected), f"guidance {scale}: {len(calls)} calls, expected {len(expected)}")
         for call in calls:
             length = len(adapter.tokenize(prompts[call.sample]).ids)

@@ -145,9 +145,11 @@ class Trace:
         self._done.append(set())
 
     def record(self, call: AttentionCall) -> None:
-        """A layer ran."""
+        """A layer ran; what runs after the last step of a generation (a read-out, say) is no part of it."""
         if not self._runs:
             raise ValueError(f"{call.layer} ran outside of a generation; use `attached` to hear single predictions")
+        if len(self._done[-1]) == self._runs[-1][0].steps:
+            return
         if self._window is None or self._window[0] <= call.step <= self._window[1]:
             self._runs[-1][1].update(call)
 

@@ -191,6 +191,15 @@ def test_a_trace_of_the_pipeline_itself_hears_its_generate():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in pipeline.unet.modules())
 
 
+def test_the_adapter_names_its_weights_and_unknown_words_as_the_pipeline_does():
+    pipeline = make()
+    adapter = MonaiAdapter(pipeline)
+    pipeline.weights_hash = "abc"
+    assert adapter.weights_hash == "abc"
+    pipeline.tokenizer.unknown_words = lambda text: [f"{text}!"]
+    assert adapter.unknown_words("odd") == ["odd!"]
+
+
 def test_an_effect_inside_a_trace_does_not_confuse_it():
     adapter = MonaiAdapter(make())
     prompt = adapter.tokenize("large left effusion")

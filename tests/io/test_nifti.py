@@ -1,6 +1,7 @@
 """LPS becomes RAS in the file and comes back; exports are named, masked and explained."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -98,6 +99,33 @@ def test_phrases_are_exported_and_unmeasured_ones_are_named(tmp_path):
     assert [entry["word"] for entry in files] == ["effusion#2", "the left", "effusion#2", "the left"]
     assert [entry["map"] is None for entry in files] == [False, False, False, True]
     assert files[3]["note"] == "not measured"
+
+
+def test_a_phrase_of_words_that_are_not_distinguishable_and_a_spread_get_no_mask(tmp_path):
+    explanation = explained((12, 16))
+    mean = explanation.attributions["mean"]
+    spread = replace(mean, provenance={"statistic": "standard deviation over seeds"})
+    explanation = replace(explanation, attributions={"mean": mean, "mean spread over seeds": spread})
+    entries = json.loads((export(explanation, tmp_path / "out", ["The", "lung"]) / "export.json").read_text())["files"]
+    assert [(entry["distinguishable"], entry["mask"] is None) for entry in entries] == [
+        (False, True),
+        (True, False),
+        (False, True),
+        (True, True),
+    ]
+
+
+def test_the_sidecar_says_how_far_each_word_can_be_believed(tmp_path):
+    explanation = explained((12, 16))
+    sidecar = json.loads((export(explanation, tmp_path / "out") / "export.json").read_text())
+    assert sidecar["honesty"] == json.loads(json.dumps(explanation.honesty))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", b"no"), ("a.nii", b"no"), ("a.nii.gz", b"no")])
+def test_a_file_that_is_no_volume_is_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is no NIfTI volume"):
+        read_volume(tmp_path / name)
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):

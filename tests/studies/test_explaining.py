@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -145,6 +147,23 @@ def test_unknown_and_cut_off_words_are_named():
     assert explain(ToyAdapter(), PROMPT, steps=2).provenance["warnings"] == []
 
 
+def test_unknown_words_are_named_on_a_given_image_too(monkeypatch):
+    adapter = ToyAdapter()
+    monkeypatch.setattr(adapter, "unknown_words", lambda text: [word for word in text.split() if word == "mystery"])
+    result = explain_image(adapter, adapter.generate("nodule", steps=2), "left mystery", recipes=("mean",))
+    assert result.provenance["warnings"] == ["the model never saw these words in training: mystery"]
+
+
+def test_every_scaling_can_be_explained(adapter):
+    for scaling in ("words", "log_ratio"):
+        result = explain(adapter, PROMPT, steps=2, recipes=(replace(recipes.get("mean"), scaling=scaling),))
+        assert result.attributions["mean"].recipe.scaling == scaling
+        values = result.word("effusion").values
+        assert values[adapter.box("effusion")].min() > np.median(values)
+        assert (result.honesty["effusion"]["mass"] is None) == (scaling == "log_ratio")
+        assert result.honesty["effusion"]["distinguishable"] is True
+
+
 def test_provenance_holds_what_it_takes_to_do_it_again(adapter):
     result = explain(adapter, PROMPT, seed=2, steps=3)
     known = result.provenance
@@ -164,6 +183,7 @@ def test_progress_names_each_stage_and_finishes_it(adapter):
     [
         ({"prompt": " \n"}, "prompt is empty"),
         ({"prompt": "..."}, "no word"),
+        ({"prompt": "\udcff effusion"}, "no text in UTF-8"),
         ({"recipes": ()}, "one or more"),
         ({"recipes": ("mean", "mean")}, "each once"),
         ({"recipes": ("magic",)}, "unknown recipe 'magic'"),

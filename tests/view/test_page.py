@@ -96,6 +96,13 @@ def test_what_is_not_distinguishable_is_marked_where_it_is_shown(page):
     assert page.all("tr")[1:] and sum(attrs["class"] == "unsure" for attrs in page.all("tr")[1:]) == 1
 
 
+def test_a_phrase_of_words_that_are_not_distinguishable_is_marked_too(explanation):
+    word, phrase = word_views(explanation, ["the", "the left"])
+    assert not word.sure() and not word.sure("mean") and word.sure("effect")
+    assert phrase.sure()  # one of its words is
+    assert not next(word_views(replace(explanation, honesty={"the": {"distinguishable": False}}), ["the"])).sure("mean")
+
+
 def test_the_standing_cautions_are_there(page):
     text = " ".join(page.text)
     assert "Not for diagnosis." in text and "This image is synthetic" in text

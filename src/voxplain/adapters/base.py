@@ -41,6 +41,8 @@ class Adapter(ABC):
     """[channels, *grid] of one latent."""
     geometry: Geometry
     """Of a generated image."""
+    weights_hash: str | None = None
+    """Which weights these are; None where nobody says."""
 
     # seams --------------------------------------------------------------------------------------------------------
 
@@ -67,7 +69,12 @@ class Adapter(ABC):
     # the model ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def tokenize(self, prompt: str) -> TokenizedPrompt: ...
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """The prompt as the model reads it, cut to its context."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of the prompt that training never showed; none where nobody kept the training's words."""
+        return []
 
     @abstractmethod
     def generate(

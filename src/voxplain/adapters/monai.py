@@ -35,6 +35,10 @@ class MonaiAdapter(Adapter):
         self.localizing_layers = tuple(pipeline.config.get("localizing_layers", ()))
         self.latent_shape, self.geometry = pipeline.latent_shape, pipeline.geometry
 
+    @property
+    def weights_hash(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.pipeline.weights_hash
+
     # seams --------------------------------------------------------------------------------------------------------
 
     def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
@@ -59,6 +63,9 @@ class MonaiAdapter(Adapter):
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return self.pipeline.tokenize(prompt)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return self.pipeline.tokenizer.unknown_words(prompt)
 
     def generate(
         self,

@@ -129,23 +129,29 @@ def effect(
 
 @verb
 def train(
-    name: Annotated[str, typer.Argument(help="thorax or thorax-2d.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="thorax, thorax-2d or reader.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Where phantoms, checkpoints and log are kept.")] = Path("checkpoints"),
     seed: Seed = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the denoiser. [default: the preset's]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the denoiser or reader. [default: the preset's]")] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw phantoms.")] = 1,
     weights: Annotated[Path | None, typer.Option(help="The model folder to write. [default: in OUT]")] = None,
 ) -> None:
-    """Train a default model on phantoms; after a kill, go on."""
+    """Train a default model, or the reader that judges it, on phantoms; after a kill, go on."""
     with progress() as report:
         report("loading torch")
-        from voxplain.studies.training import train as run
 
         def show(stage: str, done: int, total: int, loss: float, left: float) -> None:
             report(stage, done, total, f"loss {loss:.4f}")
 
-        chosen = {"seed": seed} if steps is None else {"seed": seed, "denoiser_steps": steps}
-        place = run(name, out, progress=show, workers=workers, weights=weights, **chosen)
+        chosen: dict[str, Any] = {"progress": show, "workers": workers, "weights": weights, "seed": seed}
+        if name == "reader":
+            from voxplain.studies.reading import train_reader
+
+            place = train_reader(out, **(chosen if steps is None else {**chosen, "steps": steps}))
+        else:
+            from voxplain.studies.training import train as run
+
+            place = run(name, out, **(chosen if steps is None else {**chosen, "denoiser_steps": steps}))
     say(str(place))
 
 

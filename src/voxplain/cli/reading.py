@@ -3,15 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from voxplain.cli.base import Overwrite, Recipe, Run, Top, Words, say, verb
-from voxplain.tokens import label
-
-if TYPE_CHECKING:
-    from voxplain.maps import Explanation
+from voxplain.cli.base import Overwrite, Recipe, Run, Top, Words, progress, say, verb
 
 
 @verb
@@ -61,7 +57,7 @@ def mask(
         raise ValueError(f"--out {out}: a mask is written as NIfTI; give a name that ends in .nii.gz")
     explanation = load_run(run)
     heatmaps = [explanation.word(one, recipe=recipe) for one in word]
-    unsure = [one for one in word if not sure(explanation, one, recipe)]
+    unsure = [one for one in word if not explanation.sure(one, recipe)]
     if unsure and not anyway:
         names = ", ".join(unsure)
         raise ValueError(f"not distinguishable from a word that means nothing here: {names}; --anyway writes it still")
@@ -88,9 +84,11 @@ def overlay(
     from voxplain.view.figure import figure
 
     buffer = io.BytesIO()
-    picture = figure(load_run(run), word, fraction=top, plane=plane, window=window)
-    picture.savefig(buffer, format=out.suffix.lstrip(".") or "png")
-    write_file(out, buffer.getvalue())
+    with progress() as show:
+        show("drawing")
+        picture = figure(load_run(run), word, fraction=top, plane=plane, window=window)
+        picture.savefig(buffer, format=out.suffix.lstrip(".") or "png")
+        write_file(out, buffer.getvalue())
     say(str(out))
 
 
@@ -106,7 +104,10 @@ def export(
     from voxplain.io.nifti import export as write
     from voxplain.io.run import load_run
 
-    say(str(write(load_run(run), nifti, word, top, overwrite=overwrite)))
+    with progress() as show:
+        show("writing")
+        place = write(load_run(run), nifti, word, top, overwrite=overwrite)
+    say(str(place))
 
 
 @verb
@@ -119,7 +120,9 @@ def report(
     from voxplain.view.page import report as page
 
     place = out or run / "report.html"
-    write_file(place, page(load_run(run)).encode())
+    with progress() as show:
+        show("drawing")
+        write_file(place, page(load_run(run)).encode())
     say(str(place))
 
 
@@ -179,15 +182,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def sure(explanation: "Explanation", phrase: str, recipe: str) -> bool:
-    """False if no word of the phrase is distinguishable in that recipe's maps."""
-    prompt = explanation.prompt
-    rows = set(prompt.find(phrase))
-    names = [label(word) for word in prompt.words if rows & set(word.rows)]
-    facts = [explanation.honesty.get(name, {}).get("recipes", {}).get(recipe, {}) for name in names]
-    return any(known.get("distinguishable") is not False for known in facts)
 
 
 def word_lines(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:

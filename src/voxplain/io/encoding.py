@@ -112,7 +112,7 @@ def _attribution(name: str, item: Attribution, arrays: Arrays) -> dict:
 def _geometry(geometry: Geometry) -> dict:
     return {
         "shape": plain(geometry.shape),
-        "affine": plain(geometry.affine),  # to LPS millimetres, index slowest first
+        "affine": plain(geometry.affine),  # to LPS millimeters, index slowest first
         "spacing_known": geometry.spacing_known,
     }
 

@@ -3,21 +3,26 @@
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from voxplain import masks
 from voxplain.geometry import Geometry
+from voxplain.io.encoding import plain
 from voxplain.io.folders import new_folder, safe_name, write_file
 from voxplain.maps import CAVEAT, Explanation, Heatmap, UnmeasuredError
 
 Values = Float[np.ndarray, "*values"] | Integer[np.ndarray, "*values"] | Bool[np.ndarray, "*values"]
 
+SPREAD = "standard deviation over seeds"  # the `statistic` of an attribution that is no map of a word
 FLIP = np.array([-1.0, -1.0, 1.0])  # LPS <-> RAS
 
 
@@ -42,9 +47,15 @@ def write_volume(path: str | os.PathLike, values: Values, geometry: Geometry, dt
 
 
 def read_volume(path: str | os.PathLike, ndim: int = 3) -> tuple[Shaped[np.ndarray, "*values"], Geometry]:
-    """The values [*spatial] or [channels, *spatial] and their geometry; `ndim=2` reads a one-slice file as an image."""
-    image = nib.Nifti1Image.from_filename(path)
-    data = np.asarray(image.dataobj).T
+    """The values [*spatial] or [channels, *spatial] and their geometry; `ndim=2` reads a one-slice file as an image.
+
+    Raises FileNotFoundError for an absent file and ValueError for one that is no NIfTI volume.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        data = np.asarray(image.dataobj).T
+    except (ImageFileError, HeaderDataError, WrapStructError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is no NIfTI volume (.nii or .nii.gz): {error}") from error
     channels = data.reshape(-1, *data.shape[-3:])
     spatial = channels.shape[1 + 3 - ndim :]
     if np.prod(spatial, dtype=int) != channels[0].size:
@@ -84,8 +95,9 @@ def export(
     """Write the sample, one map and one mask a word for each recipe, and `export.json`; the folder comes back.
 
     Maps are on the image's grid (linear), masks are the top `fraction` on the map's own grid (nearest). A word that
-    is not distinguishable gets a map but no mask, a phrase that a recipe did not measure gets neither: the sidecar
-    says so. `words` are words or phrases of the prompt (else `PhraseError`); None takes every word.
+    is not distinguishable gets a map but no mask, nor does a spread over seeds; a phrase that a recipe did not measure
+    gets neither. The sidecar says so, and how far each word can be believed. `words` are words or phrases of the prompt
+    (else `PhraseError`); None takes every word.
     """
     geometry = explanation.sample.geometry
     with new_folder(out, overwrite=overwrite, marker="export.json") as folder:
@@ -98,29 +110,25 @@ def export(
                 if heatmap is None:
                     entries.append({"word": word, "recipe": recipe, "map": None, "mask": None, "note": "not measured"})
                     continue
-                sure = _sure(explanation.honesty.get(heatmap.label, {}), recipe)
+                sure = explanation.sure(heatmap.label, recipe)
                 name = f"{place.name}/{number:02d}-{safe_name(heatmap.label)}"
                 write_volume(folder / f"{name}.nii.gz", heatmap.resize(geometry).values, geometry)
-                if sure:
+                masked = sure and explanation.attributions[recipe].provenance.get("statistic") != SPREAD
+                if masked:
                     mask = masks.top_fraction(heatmap, fraction).resize(geometry)
                     write_volume(folder / f"{name}.mask.nii.gz", mask.values, geometry, np.uint8)
-                entries.append(_entry(heatmap, recipe, name, sure))
+                entries.append(_entry(heatmap, recipe, name, sure, masked))
         sidecar = {
             "prompt": explanation.prompt.text,
             "image": "given to the model" if "readout" in explanation.provenance else "synthetic",
             "caution": f"{CAVEAT} Not for diagnosis.",
             "unit": {"sample": explanation.sample.unit, "maps": "relative within one recipe"},
             "mask": f"top {fraction:g} of the nonzero values on the map's own grid",
+            "honesty": plain(explanation.honesty, "honesty"),
             "files": entries,
         }
         write_file(folder / "export.json", json.dumps(sidecar, indent=2, ensure_ascii=False).encode())
     return Path(out)
-
-
-def _sure(honesty: Mapping[str, Any], recipe: str) -> bool:
-    """False if it was tested and the recipe's map is no more distinct than that of a word that means nothing."""
-    facts = (honesty.get("recipes") or {}).get(recipe, honesty)
-    return facts.get("distinguishable") is not False
 
 
 def _heatmaps(
@@ -136,13 +144,13 @@ def _heatmaps(
             yield word, None
 
 
-def _entry(heatmap: Heatmap, recipe: str, name: str, sure: bool) -> dict:
+def _entry(heatmap: Heatmap, recipe: str, name: str, sure: bool, masked: bool) -> dict:
     return {
         "word": heatmap.label,
         "recipe": recipe,
         "map": f"{name}.nii.gz",
-        "mask": f"{name}.mask.nii.gz" if sure else None,
-        "distinguishable": bool(sure),
+        "mask": f"{name}.mask.nii.gz" if masked else None,
+        "distinguishable": sure,
         "maximum": float(heatmap.values.max()),
         "native_grid": list(heatmap.geometry.shape),
     }

@@ -95,9 +95,10 @@ def explain_image(
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
     tokens = _checked(adapter, text, chosen, seeds)
     job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress)
-    facts = {"model": adapter.name, "weights": getattr(model, "weights_hash", None), "readout": "renoise"}
+    facts = {"model": adapter.name, "weights": adapter.weights_hash, "readout": "renoise"}
+    facts |= {"unknown_words": adapter.unknown_words(text), "seed": seed}
     sample = grounding.fitted(sample, adapter.geometry)
-    sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts, "seed": seed})
+    sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts})
     runs = [_ground(job, sample, tokens, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, {}, runs, seed)
 
@@ -135,6 +136,8 @@ def _checked(adapter: Adapter, prompt: str, recipes: Sequence[Recipe], seeds: in
         raise ValueError(f"seeds = {seeds}; give 1 or more")
     if not prompt.strip():
         raise ValueError("the prompt is empty; say what the image should show, as in 'large left pleural effusion'")
+    if not prompt.isascii() and prompt.encode("utf-8", "replace").decode() != prompt:
+        raise ValueError(f"the prompt {prompt!r} holds bytes that are no text in UTF-8; type it again")
     tokens = adapter.tokenize(prompt)
     if not tokens.words:
         raise ValueError(f"the prompt {prompt!r} holds no word that this model can read")

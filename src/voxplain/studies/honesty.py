@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from voxplain.maps import Attribution
+from voxplain.metrics import rank_correlation, top_overlap
 from voxplain.resampling import resample
 from voxplain.tokens import TokenizedPrompt, Word, label
 
@@ -85,34 +85,31 @@ def agreement(first: Float[np.ndarray, "*grid"], second: Float[np.ndarray, "*cel
     """Spearman's rank correlation (-1 to 1) of two maps, and the share (0 to 1) of their top tenth that both have.
 
     Maps without relation score 0 and, on average, 0.1. A coarser map is first brought to the finer grid
-    (linear). Equal values share a rank; of equal values at the edge of the top, the first cells count. None for both
-    where a map is flat: it ranks nothing.
+    (linear). Ties are as in `metrics.rank_correlation` and `metrics.top_overlap`. None for both where a map is flat: it
+    ranks nothing.
     """
     finer = max(first.shape, second.shape, key=np.prod)
-    a, b = (resample(values[None], finer)[0].ravel() for values in (first, second))
+    a, b = (resample(values[None], finer)[0] for values in (first, second))
     if _is_flat(a) or _is_flat(b):
         return {"rank_correlation": None, "top10_overlap": None}
-    ranks = correlations(np.stack([rankdata(a), rankdata(b)]))[0, 1]
-    count = max(1, round(0.1 * a.size))
-    tops = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (a, b)]
-    return {"rank_correlation": float(ranks), "top10_overlap": len(tops[0] & tops[1]) / count}
+    return {"rank_correlation": rank_correlation(a, b), "top10_overlap": top_overlap(a, b, fraction=0.1)}
 
 
 def judge(attributions: Mapping[str, Attribution]) -> dict[str, dict[str, Any]]:
     """What is known of each word, by its label, as plain values.
 
-    `recipes` holds for each recipe `mass` (share of all mass), `distinctness`, `null_correlation`, `null_distinctness`
-    (the null words' highest) and `distinguishable` (None where there were no null words). Beside it stand the first
-    recipe's mass, distinctness and null_correlation, `distinguishable` (in every recipe), and, where "mean" and
-    "effect" are both there, their `agreement`.
+    `recipes` holds for each recipe `mass` (share of all mass; None on a logarithmic scale), `distinctness`,
+    `null_correlation`, `null_distinctness` (the null words' highest) and `distinguishable` (None without null
+    words). Beside it stand the first recipe's mass, distinctness and null_correlation, `distinguishable` (in every
+    recipe), and, where "mean" and "effect" are both there, their `agreement`.
     """
     entries: dict[str, dict[str, Any]] = {}
     for recipe, attribution in attributions.items():
-        shares = attribution.mass()
+        shares = attribution.mass() if attribution.recipe.scaling != "log_ratio" else {}  # logarithms have no mass
         own, nulls = distinctness(attribution)
         floor = max((null["distinctness"] or 0.0 for null in nulls), default=None)
         for word, facts in zip(attribution.prompt.words, own, strict=True):
-            known = {"mass": shares[label(word)], **facts}
+            known = {"mass": shares.get(label(word)), **facts}
             verdict = None if floor is None else (facts["distinctness"] or 0.0) > floor
             entry = entries.setdefault(label(word), {**known, "distinguishable": None, "recipes": {}})
             entry["recipes"][recipe] = {**known, "null_distinctness": floor, "distinguishable": verdict}

@@ -9,7 +9,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,17 +22,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.datasets.phantom.cases import Case, draw, radiograph
+from voxplain.datasets.phantom.cases import Case, draw, plan_case, radiograph
 from voxplain.datasets.phantom.findings import Finding, Plan
 from voxplain.datasets.phantom.impressions import all_words, compose, request
 from voxplain.geometry import regular
 from voxplain.models.latent_diffusion import LatentDiffusion
 from voxplain.models.thorax import THORAX, THORAX_2D, build, build_tokenizer, save
+from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, interruptible, set_rate
 
 # How often a text is of each kind: the levels of `compose`, and "full", a bare phrase that names all there is to name
 LEVELS = {"full": 0.45, "composed": 0.35, "template": 0.1, "label": 0.1}
+WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
 CHECKPOINT_SECONDS = 300
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Settings:
     name: str = "thorax"
     seed: int = 0
     cases: int = 4000  # phantoms in the pool
+    siblings: int = 4  # cases in a row that share their anatomy and differ in their findings
     autoencoder_steps: int = 1500
     autoencoder_batch: int = 4
     autoencoder_lr: float = 1e-3
     denoiser_steps: int = 5500
     denoiser_batch: int = 8
     denoiser_lr: float = 1e-3
+    text_lr_factor: float = 0.4  # on the text encoder, whose words run together at the denoiser's rate
     warmup: int = 200
     drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
     ema: float = 0.999
@@ -90,8 +92,8 @@ def train(
     torch.manual_seed(chosen.seed)
     pipeline = build(config, build_tokenizer(all_words())).to(device)
     pipeline.autoencoder.to(memory_format=CHANNELS_LAST[len(config["image_shape"])])  # halves the time of a step
-    log = _Log(folder / "log.jsonl", progress)
-    with _interruptible() as stopped:
+    log = Log(folder / "log.jsonl", progress)
+    with interruptible() as stopped:
         _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
         latents = _encode(pipeline, pool, folder)
         averaged = _fit_denoiser(pipeline, pool, latents, chosen, folder, log, stopped)
@@ -104,10 +106,10 @@ def train(
 
 
 class Pool:
-    """The first `cases` training phantoms on disk, with what a text needs to know of them."""
+    """`cases` training phantoms on disk, with what a text needs to know of them; `siblings` in a row share a chest."""
 
     def __init__(self, folder: Path, settings: Settings, workers: int) -> None:
-        self.folder, self.size, self.workers = folder, settings.cases, workers
+        self.folder, self.size, self.workers, self.siblings = folder, settings.cases, workers, settings.siblings
         self.draw = draw if settings.name == "thorax" else radiograph
         self.cases: list[Case] = []
 
@@ -115,7 +117,7 @@ class Pool:
         """Draw what is not on disk yet, in blocks of 100 cases that are renamed when complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks = [b for b in range(0, self.size, 100) if not (self.folder / f"{b:07d}.npy").exists()]
-        jobs = [(self.folder, b, min(100, self.size - b), self.draw is draw) for b in blocks]
+        jobs = [(self.folder, b, min(100, self.size - b), self.draw is draw, self.siblings) for b in blocks]
         begun = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(self.workers) if jobs else _nothing() as workers:
             for done, _ in enumerate(workers.imap(_draw_block, jobs) if jobs else (), start=1):
@@ -139,9 +141,12 @@ class Pool:
         return digest.hexdigest()
 
 
-def _draw_block(job: tuple[Path, int, int, bool]) -> None:
-    folder, first, count, volumes = job
-    cases = [(draw if volumes else radiograph)(first + i) for i in range(count)]
+def _draw_block(job: tuple[Path, int, int, bool, int]) -> None:
+    folder, first, count, volumes, siblings = job
+    cases = []
+    for number in range(first, first + count):
+        plans = plan_case(np.random.default_rng((3, number)), allow_held_out=False)
+        cases.append((draw if volumes else radiograph)(number // siblings, "train", plans))
     images = np.stack([case.image[0] for case in cases])
     stored = np.round(images).astype(np.int16) if volumes else images.astype(np.float16)
     lines = [json.dumps({"seed": c.seed, "findings": [_facts(f) for f in c.findings]}) for c in cases]
@@ -167,13 +172,13 @@ def _fit_autoencoder(pipeline: LatentDiffusion, pool: Pool, settings: Settings, 
     network, steps = pipeline.autoencoder, settings.autoencoder_steps
     low, high = pipeline.config["intensity"]
     optimizer = torch.optim.AdamW(network.parameters(), settings.autoencoder_lr, weight_decay=1e-4)
-    state = _Checkpoint(folder / "autoencoder.pt", {"network": network, "optimizer": optimizer})
+    state = Checkpoint(folder / "autoencoder.pt", {"network": network, "optimizer": optimizer}, CHECKPOINT_SECONDS)
     first = state.load()
     if first == 0:
         network.start_from(_normalized(pool.batch(np.arange(min(48, pool.size))), low, high).to(pipeline.device))  # type: ignore[operator]
     log.begin("autoencoder", first, steps)
     for step in range(first, steps):
-        _set_rate(optimizer, settings.autoencoder_lr, step, steps, settings.warmup)
+        set_rate(optimizer, settings.autoencoder_lr, step, steps, settings.warmup)
         rng = np.random.default_rng((settings.seed, 1, step))
         images = pool.batch(rng.integers(0, pool.size, settings.autoencoder_batch)).to(pipeline.device)
         images = _normalized(images, low, high)
@@ -183,7 +188,7 @@ def _fit_autoencoder(pipeline: LatentDiffusion, pool: Pool, settings: Settings, 
         mean, deviation = mean.float(), deviation.float()
         prior = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).mean()
         error = (made.float() - images).abs().mean()
-        _descend(error + 1e-6 * prior, optimizer, network)
+        descend(error + 1e-6 * prior, optimizer, network)
         log.step(step, error.item() * (high - low) / 2)
         if stopped() or state.due() or step == steps - 1:
             state.save(step + 1)
@@ -217,33 +222,41 @@ def _fit_denoiser(
 ) -> list[Tensor]:
     """The averaged parameters of the denoiser and the text encoder."""
     network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
-    optimizer = torch.optim.AdamW(network.parameters(), settings.denoiser_lr, weight_decay=1e-3)
+    factors = (1.0, settings.text_lr_factor)
+    groups = [{"params": list(part.parameters()), "factor": f} for part, f in zip(network, factors, strict=True)]
+    optimizer = torch.optim.AdamW(groups, settings.denoiser_lr, weight_decay=1e-3)
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
-    state = _Checkpoint(folder / "denoiser.pt", {"network": network, "optimizer": optimizer, "averaged": averaged})
+    parts = {"network": network, "optimizer": optimizer, "averaged": averaged}
+    state = Checkpoint(folder / "denoiser.pt", parts, CHECKPOINT_SECONDS)
     first = state.load()
     log.begin("denoiser", first, steps)
     names, shares = list(LEVELS), list(LEVELS.values())
+    family, families = settings.siblings, pool.size // settings.siblings
+    worth = np.array([0.4 + sum(WORTH.get(f.severity or "", 1.0) for f in case.findings) for case in pool.cases])
+    worth = worth[: families * family].reshape(families, family).sum(1)
     for step in range(first, steps):
-        _set_rate(optimizer, settings.denoiser_lr, step, steps, settings.warmup)
+        set_rate(optimizer, settings.denoiser_lr, step, steps, settings.warmup)
         rng = np.random.default_rng((settings.seed, 2, step))
-        picked = rng.integers(0, pool.size, settings.denoiser_batch)
+        chosen = rng.choice(families, settings.denoiser_batch // family, p=worth / worth.sum())
+        picked = (chosen[:, None] * family + np.arange(family)).ravel()
         texts = [
             "" if rng.random() < settings.drop_text else _text(pool.cases[i], rng, str(rng.choice(names, p=shares)))
             for i in picked
         ]
         clean = latents[torch.from_numpy(picked)].to(device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        drawn = torch.rand(
-            len(clean), generator=generator
-        ).sqrt()  # density t: what is said counts where noise hides it
+        # Siblings share noise and level: what they have in common cancels out of the gradient of what text tells
+        # apart, which is a hundredth of the loss and would drown in it.
+        noise = torch.randn((len(chosen), *clean.shape[1:]), generator=generator)
+        noise = noise.repeat_interleave(family, 0).to(device)
+        drawn = torch.rand(len(chosen), generator=generator).sqrt().repeat_interleave(family)  # density t
         levels = (drawn * len(pipeline.alphas)).long().to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
             ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
             predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
         loss = (predicted.float() - target).square().mean()
-        _descend(loss, optimizer, network)
+        descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for mean, parameter in zip(averaged, network.parameters(), strict=True):
@@ -269,80 +282,6 @@ def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:
 
 def _normalized(images: Tensor, low: float, high: float) -> Tensor:
     return (images.clamp(low, high) - low) * (2 / (high - low)) - 1
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int, warmup: int) -> None:
-    """Linear warm-up, then cosine decay to 2 % of the peak."""
-    decay = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / max(steps, 1)))
-    for group in optimizer.param_groups:
-        group["lr"] = float(peak * min((step + 1) / warmup, 1.0) * decay)  # no NumPy scalar: read back weights-only
-
-
-def _descend(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss became {loss.item()}; resume with a lower rate")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
-
-
-class _Checkpoint:
-    """Parts that are saved together, beside the old file and then in its place."""
-
-    def __init__(self, path: Path, parts: dict[str, Any]) -> None:
-        self.path, self.parts, self.last = path, parts, time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.last > CHECKPOINT_SECONDS
-
-    def save(self, step: int) -> None:
-        partial = self.path.with_suffix(".part")
-        torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
-        partial.replace(self.path)
-        self.last = time.monotonic()
-
-    def load(self) -> int:
-        if not self.path.exists():
-            return 0
-        kept = torch.load(self.path, weights_only=True, map_location="cpu")
-        for name, part in self.parts.items():
-            part.load_state_dict(kept[name])
-        return kept["step"]
-
-
-class _Log:
-    """One JSON line every ten steps, and a call of `progress` at each."""
-
-    def __init__(self, path: Path, progress: Callable[[str, int, int, float, float], None] | None) -> None:
-        self.path, self.progress, self.losses = path, progress, []
-
-    def begin(self, stage: str, first: int, steps: int) -> None:
-        self.stage, self.first, self.steps, self.begun, self.losses = stage, first, steps, time.monotonic(), []
-
-    def step(self, step: int, loss: float) -> None:
-        self.losses.append(loss)
-        spent = time.monotonic() - self.begun
-        left = spent / (step + 1 - self.first) * (self.steps - step - 1)
-        mean = float(np.mean(self.losses[-50:]))
-        if self.progress:
-            self.progress(self.stage, step + 1, self.steps, mean, left)
-        if (step + 1) % 10 == 0 or step + 1 == self.steps:
-            line = {"stage": self.stage, "step": step + 1, "loss": round(mean, 5), "seconds": round(spent, 1)}
-            with self.path.open("a") as file:
-                file.write(json.dumps({**line, "seconds_left": round(left)}) + "\n")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and a polite kill end the current step, not the middle of one."""
-    flags: list[int] = []
-    old = {s: signal.signal(s, lambda number, _: flags.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(flags)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -17,16 +17,20 @@ UNSURE_TEXT = "not distinguishable"
 
 @dataclass(frozen=True, slots=True)
 class WordView:
-    """One word: its heatmap by recipe (None where a phrase was not measured), the voxel to cut at, its honesty."""
+    """One word: its heatmap by recipe (None where a phrase was not measured), the voxel to cut at, its honesty.
+
+    `verdicts` is `Explanation.sure` by recipe, and under None that of any recipe.
+    """
 
     label: str
     heatmaps: Mapping[str, Heatmap | None]
     point: tuple[int, ...]  # index into the sample where the recipes together are highest
     honesty: Mapping[str, Any]
+    verdicts: Mapping[str | None, bool]
 
     def sure(self, recipe: str | None = None) -> bool:
         """False if the recipe's map is no more distinct than that of a word that means nothing; None: any recipe's."""
-        return _facts(self.honesty, recipe).get("distinguishable") is not False
+        return self.verdicts[recipe]
 
 
 def word_views(explanation: Explanation, words: Sequence[str] | None = None) -> Iterator[WordView]:
@@ -34,7 +38,8 @@ def word_views(explanation: Explanation, words: Sequence[str] | None = None) -> 
     for each in _labels(explanation) if words is None else words:
         name = explanation.prompt.name(each)
         heatmaps = {recipe: _heatmap(explanation, name, recipe) for recipe in explanation.attributions}
-        yield WordView(name, heatmaps, _point(explanation, heatmaps), explanation.honesty.get(name, {}))
+        verdicts = {recipe: explanation.sure(name, recipe) for recipe in (None, *heatmaps)}
+        yield WordView(name, heatmaps, _point(explanation, heatmaps), explanation.honesty.get(name, {}), verdicts)
 
 
 def main_recipes(explanation: Explanation) -> list[str]:
@@ -59,7 +64,7 @@ def best_words(explanation: Explanation, most: int) -> list[str]:
         known = explanation.honesty.get(label, {})
         return max((_facts(known, recipe).get("distinctness") or 0.0 for recipe in recipes), default=0.0)
 
-    sure = [one for one in labels if explanation.honesty.get(one, {}).get("distinguishable") is not False] or labels
+    sure = [one for one in labels if explanation.sure(one)] or labels
     ranked = sorted(sure, key=lambda label: -score(label))[:most]
     return [label for label in labels if label in ranked]
 

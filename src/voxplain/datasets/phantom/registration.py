@@ -4,8 +4,8 @@ The fit sees nothing but the volume. Its shapes and prior ranges are those of `a
 built (not how this one was drawn); the fissures, which no phantom shows, are put at their mean place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -58,7 +58,7 @@ class Anatomy:
 def register(volume: Float[np.ndarray, "slices rows columns"]) -> Anatomy:
     """The chest that fits the volume best, robust against tissue that findings have replaced."""
     lattice = np.indices(volume.shape)[:, 1::3, 1::3, 1::3].reshape(3, -1)
-    world = _world(lattice.astype(np.float32), volume.shape)
+    world = _world(list(lattice.astype(np.float32)), volume.shape)
     observed = np.clip(volume[tuple(lattice)], -1000, 100).astype(np.float32)
     trust = np.where(_fluid(volume)[tuple(lattice)], np.float32(0.1), np.float32(1))
     middle, half = (np.array([PRIORS[name][i] for name in NAMES], np.float64) for i in (0, 1))
@@ -96,7 +96,7 @@ def _place(volume: np.ndarray, start: np.ndarray, middle: np.ndarray, half: np.n
         start[i] = np.clip((offset - middle[i]) / half[i], -2, 2)
 
 
-def _world(index: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+def _world(index: Sequence[np.ndarray], shape: tuple[int, ...]) -> list[np.ndarray]:
     """World x, y, z in mm around the middle of the volume."""
     return [np.float32(SPACING) * (index[axis] - np.float32((shape[axis] - 1) / 2)) for axis in (2, 1, 0)]
 
@@ -164,7 +164,7 @@ def _step(distance: np.ndarray, soft: float = SOFT) -> np.ndarray:
 
 def _anatomy(p: dict[str, float], shape: tuple[int, ...]) -> Anatomy:
     axes = np.ogrid[tuple(slice(n) for n in shape)]
-    wx, wy, wz = _world(cast(np.ndarray, [a.astype(np.float32) for a in axes]), shape)
+    wx, wy, wz = _world([a.astype(np.float32) for a in axes], shape)
     x, y, z = _canonical(p, wx, wy, wz)
     f = _fields(p, x, y, z)
     t = np.clip((165 - z) / 123, 0, 1)

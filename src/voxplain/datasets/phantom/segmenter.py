@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from voxplain.datasets.phantom.registration import Anatomy, register
+from voxplain.datasets.phantom.shapes import ballness, layer, slabness
 
 VOXEL_ML = 0.125
 CUBE = np.ones((3, 3, 3), bool)
@@ -52,6 +53,8 @@ def findings(volume: Float[np.ndarray, "slices rows columns"]) -> list[Found]:
     """
     if volume.ndim != 3 or not np.isfinite(volume).all():
         raise ValueError(f"expected finite HU on three axes, got shape {volume.shape}")
+    if (volume > -500).mean() < 0.05:
+        return []  # no body, so no chest
     reading = Reading(np.clip(volume, -1024, 1500).astype(np.float32))
     found = []
     for rule in (_effusions, _pneumothoraces, _pericardial, _hearts, _fibrosis, _dense, _ground_glass, _emphysema):
@@ -71,6 +74,7 @@ class Reading:
         self.core = ndimage.binary_erosion(self.anatomy.lungs, CROSS)
         self.dense = self.anatomy.lungs & (volume > -300) & ~self.metal
         self.taken = np.zeros(volume.shape, bool)
+        self.fluid = np.zeros(volume.shape, bool)  # effusions, part of what is taken
         self.lobes = self.anatomy.lobes()
 
     def make(
@@ -84,37 +88,10 @@ class Reading:
         return [Found(kind, lobe.split()[0] if lobe else side, lobe, volume, mask, count)]
 
 
-def layer(reading: Reading, side: str, like: np.ndarray, *, fluid: bool) -> tuple[np.ndarray, float, float]:
-    """The best layer along any direction of gravity: its mask, how many more voxels fit than not, and its purity.
-
-    Fluid runs down and air rises, both with a meniscus along the wall; gravity points anywhere from back to front.
-    """
-    a = reading.anatomy
-    cells = np.flatnonzero(a.side(side) & reading.core)
-    whole = np.flatnonzero(a.side(side))
-    if cells.size < 200:
-        return np.zeros(like.shape, bool), 0.0, 0.0
-    vote = like.ravel()[cells] - np.float32(0.75)
-    meniscus = (30 if fluid else 22) * np.square(np.minimum(a.rim, 1))
-    best, mask, purity = 0.0, np.zeros(like.size, bool), 0.0
-    for turn in np.linspace(0, np.pi, 13):
-        for tilt in (-0.2, 0.0, 0.2):
-            up = np.array([tilt, -np.cos(turn), np.sin(turn)], np.float32) * np.float32(-1 if fluid else 1)
-            height = (up[0] * a.x + up[1] * a.y + up[2] * a.z + meniscus).ravel()
-            order = np.argsort(-height[cells])
-            gain = np.cumsum(vote[order])
-            top = int(gain.argmax())
-            if gain[top] > best:
-                best, purity = float(gain[top]), float(gain[top] / (top + 1) + 0.75)
-                mask = np.zeros(like.size, bool)
-                mask[whole] = height[whole] >= height[cells[order[top]]]
-    return mask.reshape(like.shape), best, purity
-
-
 def _effusions(reading: Reading) -> list[Found]:
     masks = {}
     for side in ("right", "left"):
-        mask, gain, _ = layer(reading, side, reading.dense.astype(np.float32), fluid=True)
+        mask, gain = layer(reading.anatomy, reading.core, side, reading.dense, fluid=True)
         fluid = mask & reading.dense
         inner = ndimage.binary_erosion(fluid, CROSS)
         if gain < 25 or not inner.any() or (level := float(np.median(reading.mean[inner]))) > 19.5:
@@ -122,7 +99,8 @@ def _effusions(reading: Reading) -> list[Found]:
         other = ndimage.binary_opening(fluid & (reading.mean > level + 16), CUBE)  # denser tissue drowned in it
         near = ndimage.binary_opening(reading.dense & reading.anatomy.side(side), CROSS)
         masks[side] = _joined(fluid & ~other, near, level, reading.hu)
-        reading.taken |= masks[side]
+        reading.fluid |= masks[side]
+    reading.taken |= reading.fluid
     return _paired(reading, "effusion", masks)
 
 
@@ -141,9 +119,12 @@ def _joined(fluid: np.ndarray, dense: np.ndarray, level: float, hu: np.ndarray) 
 def _pneumothoraces(reading: Reading) -> list[Found]:
     masks = {}
     for side in ("right", "left"):
-        mask, gain, _ = layer(reading, side, (reading.hu < -935).astype(np.float32), fluid=False)
+        mask, gain = layer(reading.anatomy, reading.core, side, reading.hu < -935, fluid=False)
         if gain >= 9 and np.median(reading.hu[mask & (reading.hu < -935)]) < -973:  # holes of emphysema are denser
-            masks[side] = mask & (reading.hu < -900)
+            air = mask & (reading.hu < -900)  # its edge is a plane, the real one bends: let pure air grow on
+            pure = reading.anatomy.side(side) & ((reading.mean < -978) | air)
+            masks[side] = ndimage.binary_dilation(ndimage.binary_propagation(air, mask=pure), CROSS)
+            masks[side] &= reading.anatomy.side(side) & (reading.hu < -930) | air
             reading.taken |= masks[side]
     return _paired(reading, "pneumothorax", masks)
 
@@ -191,8 +172,11 @@ def _dense(reading: Reading) -> list[Found]:
     a = reading.anatomy
     inside = np.where(a.lungs & ~reading.metal & ~reading.taken, reading.hu, np.float32(-800))
     ball = ndimage.convolve(inside, BALL / np.float32(BALL.sum()))
-    seed = (ball > -270) & (ndimage.minimum_filter(inside, footprint=CROSS) > -430)
-    labels, count = ndimage.label(ndimage.binary_dilation(seed, BALL) & (inside > -430))
+    solid = ndimage.minimum_filter(inside, footprint=CROSS) > -430
+    sure = ndimage.binary_dilation(solid & (ball > -235), BALL) & (inside > -430)
+    faint = solid & (ball > -285) & ~ndimage.binary_dilation(sure, CUBE)  # the smallest nodules, nothing else
+    faint = ndimage.binary_dilation(faint, BALL) & (inside > -430)
+    labels, count = ndimage.label(sure | faint)
     found: list[Found] = []
     masks: dict[tuple[str, str], list[np.ndarray]] = {}
     for k in range(1, count + 1):
@@ -213,52 +197,20 @@ def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float) -> str | N
     a, size, side = reading.anatomy, int(mask.sum()), lobe.split()[0]
     if size < 18 or (size < 40 and (mask & ~reading.core).sum() / size > 0.6):
         return None
-    round_ = _ballness(a, a.side(side), mask)
+    round_ = ballness(a, a.side(side), mask)
     if size < 45:
-        return "nodule" if round_ > 0.84 else None
-    slab = _slabness(a, reading.lobes[lobe], mask, -1 if side == "right" else 1)
+        ring = ndimage.binary_dilation(mask, CUBE, iterations=2) & ~ndimage.binary_dilation(mask, CUBE) & a.lungs
+        hazy = ring.any() and float(np.median(reading.hu[ring])) > -640
+        return "nodule" if round_ > 0.82 and (peak > -60 or not hazy) else None
+    slab = slabness(a, reading.lobes[lobe], mask, -1 if side == "right" else 1)
     if size < 330 and round_ > 0.815 and slab < 0.5:
         return "nodule"
     inner = ndimage.binary_erosion(mask, CROSS)
     level = float(np.percentile(reading.mean[inner if inner.any() else mask], 75))
-    beside = (ndimage.binary_dilation(mask, CUBE, iterations=2) & reading.taken & (reading.hu > -300)).any()
-    if peak < -60 or (beside and level < 15):
+    beside = (ndimage.binary_dilation(mask, CUBE, iterations=2) & reading.fluid).any()
+    if peak < -60 or (beside and level < 15 and inner.any() and float(reading.hu[inner].std()) < 10.5):
         return None
     return "atelectasis" if slab - round_ + max((level - 33) / 90, -0.15) > -0.03 else "consolidation"
-
-
-def _ballness(a: Anatomy, tissue: np.ndarray, mask: np.ndarray) -> float:
-    """Overlap (IoU) of a mask with the ball of its size around its middle, both inside the tissue."""
-    cells = np.flatnonzero(tissue | mask)
-    inside = mask.ravel()[cells]
-    points = np.stack([np.broadcast_to(axis, mask.shape).ravel()[cells] for axis in (a.x, a.y, a.z)])
-    middle = points[:, inside].mean(1)
-    near = ((points - middle[:, None]) ** 2).sum(0) < 70**2
-    points, inside = points[:, near], inside[near]
-    best = 0.0
-    for step in (5.0, 5.0, 2.5, 2.5):  # the middle of a ball cut by the wall is not the middle of what is left
-        moves = middle + step * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)]).astype(np.float32)
-        fits = [_overlap(((points - move[:, None]) ** 2).sum(0), inside) for move in moves]
-        best, middle = max(best, max(fits)), moves[int(np.argmax(fits))]
-    return best
-
-
-def _slabness(a: Anatomy, lobe: np.ndarray, mask: np.ndarray, side: int) -> float:
-    """Overlap (IoU) of a mask with the best slab of its size at the hilar face of a lobe."""
-    cells = np.flatnonzero(lobe)
-    inside = mask.ravel()[cells]
-    x, y, z = (np.broadcast_to(axis, mask.shape).ravel()[cells] for axis in (a.x, a.y, a.z))
-    tilts = np.linspace(-1.2, 1.2, 7, dtype=np.float32)
-    return max(_overlap(np.abs(x - side * 30) + ty * y + tz * z, inside) for ty in tilts for tz in tilts)
-
-
-def _overlap(order: np.ndarray, inside: np.ndarray) -> float:
-    size = int(inside.sum())
-    if size == 0:
-        return 0.0
-    best = inside[order <= np.partition(order, size - 1)[size - 1]]
-    common = int(best.sum())
-    return common / (size + best.size - common)
 
 
 def _ground_glass(reading: Reading) -> list[Found]:

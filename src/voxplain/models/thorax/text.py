@@ -117,7 +117,11 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        narrow = nn.Linear(4 * width, width)
+        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), narrow)
+        for layer in (self.out, narrow):  # a block begins as the identity: words stay distinct until mixing them pays
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], content: Bool[Tensor, "batch tokens"]
