@@ -46,7 +46,12 @@ SIBLINGS = {
     "datasets.phantom.cases": ["datasets.phantom.anatomy", "datasets.phantom.findings"],
     "datasets.phantom.wording": ["datasets.phantom.lexicon"],
     "datasets.phantom.impressions": ["datasets.phantom"],
-    "datasets.phantom.segmenter": ["datasets.phantom.anatomy", "datasets.phantom.registration"],
+    "datasets.phantom.shapes": ["datasets.phantom.registration"],
+    "datasets.phantom.segmenter": [
+        "datasets.phantom.anatomy",
+        "datasets.phantom.registration",
+        "datasets.phantom.shapes",
+    ],
     "view.figure": ["view.overlay", "view.words"],
     "view.markup": ["view.overlay", "view.words"],
     "view.page": ["view.markup", "view.overlay", "view.words"],

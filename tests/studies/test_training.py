@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from voxplain.studies import training
 
-TINY = {"cases": 6, "autoencoder_steps": 2, "autoencoder_batch": 2, "denoiser_steps": 3, "denoiser_batch": 2}
+TINY = {"cases": 8, "autoencoder_steps": 2, "autoencoder_batch": 2, "denoiser_steps": 3, "denoiser_batch": 4}
 
 
 class Killed(Exception):
@@ -47,3 +47,19 @@ def test_a_log_line_says_stage_step_loss_and_time_left(tmp_path):
 def test_an_unknown_model_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="thorax-2d"):
         training.train("abdomen", tmp_path)
+
+
+def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="multiples of siblings = 4"):
+        training.train("thorax-2d", tmp_path, **{**TINY, "denoiser_batch": 6})
+    assert not list(tmp_path.iterdir())
+
+
+def test_siblings_share_their_chest_and_not_their_findings(tmp_path):
+    training.train("thorax-2d", tmp_path, **TINY)
+    pool = training.Pool(tmp_path / "thorax-2d-pool", training.Settings("thorax-2d", cases=8), 1)
+    pool.fill()
+    images = pool.batch(training.np.arange(8))
+    apart = (images[:, None] - images[None]).abs().mean((2, 3, 4))  # [cases, cases]
+    assert apart[:4, :4].max() < apart[:4, 4:].min()
+    assert len({tuple(f.kind for f in case.findings) for case in pool.cases}) > 2

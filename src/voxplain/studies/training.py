@@ -83,6 +83,9 @@ def train(
         raise ValueError(f"no model {name!r} to train; there are {', '.join(PRESETS)}")
     config, preset = PRESETS[name]
     chosen = replace(preset, **settings)
+    if chosen.denoiser_batch % chosen.siblings or chosen.cases % chosen.siblings:
+        given = f"denoiser_batch = {chosen.denoiser_batch} and cases = {chosen.cases}"
+        raise ValueError(f"{given}: give multiples of siblings = {chosen.siblings}")
     folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
     folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "name": name}
