@@ -13,12 +13,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from record import RESULTS
+from record import RESULTS, write
 from scipy import ndimage
 
 import voxplain
@@ -27,9 +28,11 @@ from voxplain.datasets.phantom import segmenter
 from voxplain.datasets.phantom.cases import Case, draw, plan_case
 from voxplain.datasets.phantom.findings import CORE, KINDS, LOBAR, LOBES, SIDED, Plan
 from voxplain.datasets.phantom.impressions import Mention, compose, negated_twin, request
+from voxplain.datasets.phantom.registration import register
 from voxplain.maps import Attribution, Heatmap, Recipe, Sample
 from voxplain.metrics import controls, localization
 from voxplain.metrics.base import Undefined
+from voxplain.metrics.statistics import bootstrap, wilson
 from voxplain.models.latent_diffusion import LatentDiffusion
 from voxplain.recipes import reduce
 from voxplain.studies.effect import keeping, measure_phrase, measure_words
@@ -99,12 +102,16 @@ class Bench:
         row: dict[str, Any] = {"asked": [_plan(p) for p in plans], "absent": absent, "found": [_seen(f) for f in found]}
         maps = tracer.maps()[0]
         tokens = self.adapter.tokenize(prompt.text)
-        anatomy = segmenter.register(volume) if hasattr(segmenter, "register") else None
+        anatomy = register(volume)
         scores = []
         for mention in prompt.findings:
-            if mention.negated or mention.kind not in CORE or anatomy is None:
+            if mention.negated or mention.kind not in CORE:
                 continue
-            masks = [f.mask for f in found if f.kind == mention.kind and mention.side in (None, f.side, "bilateral")]
+            masks = [
+                f.mask
+                for f in found
+                if f.kind == mention.kind and (mention.side in (None, f.side) or f.side == "bilateral")
+            ]
             if not masks:
                 continue
             truth = np.logical_or.reduce(masks)
@@ -116,10 +123,8 @@ class Bench:
         return [{**row, "scores": scores}]
 
     def recipes(self) -> list[Recipe]:
-        chosen = [Recipe("mean", "", "", layers=("*",))]
-        if self.adapter.localizing_layers:
-            chosen.append(Recipe("selected", "", "", layers=tuple(self.adapter.localizing_layers)))
-        return chosen
+        chosen = {"mean": ("*",), "selected": tuple(self.adapter.localizing_layers)}
+        return [replace(PER_LAYER, name=name, layers=layers) for name, layers in chosen.items() if layers]
 
     def guidance_1(self, index: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng((77, draw_seed(self.options.split), index))
@@ -149,8 +154,6 @@ class Bench:
             return []
         tokens = self.adapter.tokenize(text)
         states = renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index)
-        layered = attend(self.adapter, [tokens], [states], PER_LAYER)
-        del layered
         named = {r.name: attend(self.adapter, [tokens], [states], r)[0] for r in self.recipes()}
         effect = measure_words(self.adapter, tokens, thinned(states))
         region = case.organs[mention.region]
@@ -194,8 +197,7 @@ class Bench:
         row: dict[str, Any] = {"kind": mention.kind}
         region = case.organs[mention.region]
         for layer in self.adapter.layers:
-            recipe = Recipe(layer, "", "", accumulate=frozenset({"layer"}), layers=(layer,))
-            made = attend(self.adapter, [tokens], [states], recipe, layers=[layer])[0]
+            made = attend(self.adapter, [tokens], [states], replace(PER_LAYER, layers=(layer,)))[0]
             row[layer] = _try(localization.auc_roc, _of(made, tokens, mention.span, case), mention.mask, region)
         return [row]
 
@@ -310,6 +312,106 @@ def _try(metric, *arguments) -> float | None:
         return None
 
 
+MAPS = ("mean", "selected", "effect", "effect_phrase", "region_lit", "mean_mask", "abs_from_mean", "gradient", "oracle")
+
+
+def summarize(label: str, command: str) -> None:
+    """All stages measured so far with these weights on this split, as bench/results/thorax.json."""
+    rows = {path.name.removesuffix(f"-{label}.jsonl"): _rows(path) for path in RUNS.glob(f"*-{label}.jsonl")}
+    figures: dict[str, Any] = {"weights_and_split": label}
+    table: list[dict[str, Any]] = []
+    if cases := rows.get("autoencoder"):
+        before, after = ([_matches(c["truth"], c[when]) for c in cases] for when in ("before", "after"))
+        figures["autoencoder"] = {
+            "cases": len(cases),
+            "mean_absolute_error_HU": _interval([c["error"] for c in cases]),
+            "segmenter_recall_on_phantoms": _share([hit for case in before for _, hit in case]),
+            "still_found_after_decoding": _share(
+                [b for a, c in zip(before, after, strict=True) for (_, x), (_, b) in zip(a, c, strict=True) if x]
+            ),
+        }
+    if cases := rows.get("generation"):
+        figures["generation"] = _generation(cases)
+    if cases := rows.get("guidance_1"):
+        figures["generation_guidance_1"] = _generation(cases)
+    if cases := rows.get("twins"):
+        figures["twins"] = {
+            "affirmed_present": _share([c["kind"] in c["affirmed"] for c in cases]),
+            "denied_absent": _share([c["kind"] not in c["denied"] for c in cases]),
+        }
+    scored = {"phantoms": rows.get("phantoms", [])}
+    scored["generated"] = [score for case in rows.get("generation", []) for score in case.get("scores", [])]
+    for where, cases in scored.items():
+        cases = [c for c in cases if "kind" in c]
+        if not cases:
+            continue
+        figures[f"localization_{where}"] = {
+            kind: _localization([c for c in cases if c["kind"] == kind]) for kind in CORE
+        }
+        figures[f"localization_{where}"]["all"] = _localization(cases)
+        for kind in (*CORE, "all"):
+            found = figures[f"localization_{where}"][kind]
+            row: dict[str, Any] = {f"AUC inside the named region, {where}": kind, "n": found["n"]}
+            for name in MAPS:
+                value = found.get(f"{name}/auc_region")
+                row[name.replace("_", " ")] = None if value is None else [value["mean"], value["low"], value["high"]]
+            table.append(row)
+    print(write("thorax", command, figures, table))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _share(hits: list[bool]) -> dict[str, Any] | None:
+    return asdict(wilson(sum(hits), len(hits))) if hits else None
+
+
+def _interval(values: list[float | None]) -> dict[str, Any] | None:
+    defined = [v for v in values if v is not None]
+    return asdict(bootstrap(defined)) if defined else None
+
+
+def _localization(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    names = sorted({key for case in cases for key in case if "/" in key})
+    found: dict[str, Any] = {"n": len(cases), **{key: _interval([case.get(key) for case in cases]) for key in names}}
+    for ours in ("mean", "selected", "effect", "effect_phrase"):
+        for control in ("region_lit", "mean_mask", "abs_from_mean", "gradient"):
+            pairs = [(case.get(f"{ours}/auc_region"), case.get(f"{control}/auc_region")) for case in cases]
+            gains = [a - b for a, b in pairs if a is not None and b is not None]
+            found[f"{ours} over {control}/auc_region"] = _interval(gains)
+    return found
+
+
+def _matches(asked: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    return [(a["kind"], any(f["kind"] == a["kind"] for f in found)) for a in asked]
+
+
+def _generation(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all findings asked for: found at all, on the named side, in the named lobe; prompts not found stay in."""
+    asked = [(a, case["found"]) for case in cases for a in case["asked"]]
+
+    def share(kind: str | None, place: str | None) -> dict[str, Any] | None:
+        some = [(a, f) for a, f in asked if kind in (None, a["kind"]) and (place is None or a[place] is not None)]
+        return _share(
+            [any(x["kind"] == a["kind"] and (place is None or x[place] == a[place]) for x in f) for a, f in some]
+        )
+
+    empty = [case["found"] for case in cases if not case["asked"]]
+    others = [f["kind"] for case in cases for f in case["found"] if f["kind"] not in {a["kind"] for a in case["asked"]}]
+    return {
+        "prompts": len(cases),
+        "found": {kind or "all": share(kind, None) for kind in (None, *KINDS)},
+        "right_side": {kind or "all": share(kind, "side") for kind in (None, *SIDED)},
+        "right_lobe": {kind or "all": share(kind, "lobe") for kind in (None, *LOBAR)},
+        "denied_absent": _share(
+            [all(f["kind"] != kind for f in case["found"]) for case in cases for kind in case.get("absent", [])]
+        ),
+        "no_finding_prompts_without_any": _share([not found for found in empty]),
+        "unasked_findings_a_volume": len(others) / len(cases),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="+")
@@ -322,6 +424,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     bench = Bench(options)
     for name in options.stages:
+        if name == "summary":
+            summarize(bench.label, "python " + " ".join(sys.argv))
+            continue
         bench.stage(name, getattr(bench, name), options.count)
 
 

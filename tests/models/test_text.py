@@ -91,7 +91,10 @@ def test_padding_is_a_key_of_its_own_that_knows_nothing_of_the_text(encoder):
     assert not torch.allclose(one[:, 1:4], other[:, 1:4])
 
 
-def test_a_word_is_encoded_together_with_the_words_around_it(encoder):
+def test_words_are_encoded_alone_until_training_mixes_them(encoder):
+    assert torch.allclose(encoder(ids("left effusion"))[0, 2], encoder(ids("right effusion"))[0, 2], atol=1e-6)
+    for block in encoder.blocks:
+        torch.nn.init.normal_(block.out.weight, std=0.3)
     assert not torch.allclose(encoder(ids("left effusion"))[0, 2], encoder(ids("right effusion"))[0, 2], atol=1e-3)
 
 

@@ -76,7 +76,8 @@ def train(
 ) -> Path:
     """Train `name` ("thorax", "thorax-2d") in the folder `out`/`name`, from where it stopped; the weights' folder.
 
-    `settings` replace fields of `Settings` and must not change between resumptions, except step counts.
+    `settings` replace fields of `Settings` and must not change between resumptions, except step counts; fewer steps
+    than are done already pack the weights as they are.
     `progress(stage, done, steps, loss, seconds left)` is called at every step. The device is CUDA where there is one.
     """
     if name not in PRESETS:
@@ -99,13 +100,38 @@ def train(
     with interruptible() as stopped:
         _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
         latents = _encode(pipeline, pool, folder)
-        averaged = _fit_denoiser(pipeline, pool, latents, chosen, folder, log, stopped)
+        averaged, reached = _fit_denoiser(pipeline, pool, latents, chosen, folder, log, stopped)
+    chosen = replace(chosen, denoiser_steps=reached)
     for parameter, mean in zip(_learned(pipeline).parameters(), averaged, strict=True):
         parameter.data.copy_(mean)
     target = Path(weights) if weights else folder / "weights"
-    facts = {**asdict(chosen), "data_hash": pool.hash(), "parameters": sum(p.numel() for p in pipeline.parameters())}
-    save(pipeline, target, f"# {name}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n")
+    save(pipeline, target, _card(chosen, pool.hash(), pipeline))
     return target
+
+
+def _card(settings: Settings, data_hash: str, pipeline: LatentDiffusion) -> str:
+    """What a user of the weights has to know."""
+    size = sum(p.numel() for p in pipeline.parameters()) / 1e6
+    command = f"voxplain train {settings.name} --seed {settings.seed} --steps {settings.denoiser_steps}"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(settings).items())
+    return f"""# {settings.name}
+
+A small text-to-image latent diffusion model ({size:.1f} M parameters) of procedural chest phantoms, made for looking
+into such models. **No patient data; not for diagnosis; it has never seen a real chest.**
+
+- Parts: MONAI `AutoencoderKL` on 4-voxel patches, MONAI `DiffusionModelUNet` with cross-attention on all levels, a
+  two-layer text transformer with 96 positions. Padding positions are keys like any other.
+- Words: the phantom grammar alone (`vocab.json` lists them). Other words are spelled in letters and mean nothing here.
+- Attention was never trained on masks: text reaches the image through the denoising loss alone.
+- Licence: Apache-2.0, like the code.
+
+| made by | `{command}` |
+| --- | --- |
+{rows}
+| data (SHA-256 of the first 100 phantoms) | `{data_hash}` |
+
+Measured figures, with their controls: `bench/results/{settings.name}.json` in the repository, and its README.
+"""
 
 
 class Pool:
@@ -222,8 +248,8 @@ def _encode(pipeline: LatentDiffusion, pool: Pool, folder: Path) -> Float[Tensor
 
 def _fit_denoiser(
     pipeline: LatentDiffusion, pool: Pool, latents: Tensor, settings: Settings, folder: Path, log, stopped
-) -> list[Tensor]:
-    """The averaged parameters of the denoiser and the text encoder."""
+) -> tuple[list[Tensor], int]:
+    """The averaged parameters of the denoiser and the text encoder, and how many steps they have behind them."""
     network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
     factors = (1.0, settings.text_lr_factor)
     groups = [{"params": list(part.parameters()), "factor": f} for part, f in zip(network, factors, strict=True)]
@@ -269,7 +295,7 @@ def _fit_denoiser(
             state.save(step + 1)
         if stopped():
             raise KeyboardInterrupt
-    return [p.detach() for p in averaged]
+    return [p.detach() for p in averaged], max(first, steps)
 
 
 def _text(case: Case, rng: np.random.Generator, level: str) -> str:
