@@ -75,7 +75,8 @@ def register(volume: Float[np.ndarray, "slices rows columns"]) -> Anatomy:
 
     start = np.zeros(len(NAMES))
     _place(volume, start, middle, half)
-    found = least_squares(residuals, start, jac=slopes, method="lm", max_nfev=25, xtol=1e-3, ftol=1e-4)
+    options = {"jac": slopes, "method": "lm", "max_nfev": 25, "xtol": 1e-3, "ftol": 1e-4}
+    found = least_squares(residuals, start, **options)
     p = dict(zip(NAMES, (middle + half * found.x).tolist(), strict=True))
     return _anatomy(p, volume.shape)
 

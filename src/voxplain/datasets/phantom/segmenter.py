@@ -10,15 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import ndimage
 
 from voxplain.datasets.phantom.registration import Anatomy, register
-from voxplain.datasets.phantom.shapes import ballness, layer, slabness
+from voxplain.datasets.phantom.shapes import (
+    BALL,
+    CROSS,
+    CUBE,
+    ballness,
+    dilated,
+    eroded,
+    grown,
+    layer,
+    local_mean,
+    opened,
+    pieces,
+    slabness,
+)
 
 VOXEL_ML = 0.125
-CUBE = np.ones((3, 3, 3), bool)
-BALL = ndimage.generate_binary_structure(3, 2)  # 19 voxels: the smallest nodule
-CROSS = ndimage.generate_binary_structure(3, 1)
 SMALLEST_ML = {
     "consolidation": 5.0, "ground_glass": 6.0, "nodule": 1.4, "effusion": 12.0, "pneumothorax": 12.0,
     "cardiomegaly": 50.0, "atelectasis": 6.0, "emphysema": 60.0, "pericardial_effusion": 15.0, "fibrosis": 40.0,
@@ -68,10 +77,10 @@ class Reading:
     def __init__(self, volume: Float[np.ndarray, "slices rows columns"]) -> None:
         self.hu = volume
         self.anatomy: Anatomy = register(volume)
-        self.mean = ndimage.uniform_filter(volume, 3)
-        self.spread = np.sqrt(np.maximum(ndimage.uniform_filter(volume**2, 3) - self.mean**2, 0))
-        self.metal = ndimage.binary_dilation(volume > 420, CUBE) & ndimage.binary_dilation(self.anatomy.lungs)
-        self.core = ndimage.binary_erosion(self.anatomy.lungs, CROSS)
+        self.mean = local_mean(volume)
+        self.spread = np.sqrt(np.maximum(local_mean(volume**2) - self.mean**2, 0))
+        self.metal = dilated(volume > 420, CUBE) & dilated(self.anatomy.lungs)
+        self.core = eroded(self.anatomy.lungs, CROSS)
         self.dense = self.anatomy.lungs & (volume > -300) & ~self.metal
         self.taken = np.zeros(volume.shape, bool)
         self.fluid = np.zeros(volume.shape, bool)  # effusions, part of what is taken
@@ -93,11 +102,11 @@ def _effusions(reading: Reading) -> list[Found]:
     for side in ("right", "left"):
         mask, gain = layer(reading.anatomy, reading.core, side, reading.dense, fluid=True)
         fluid = mask & reading.dense
-        inner = ndimage.binary_erosion(fluid, CROSS)
+        inner = eroded(fluid, CROSS)
         if gain < 25 or not inner.any() or (level := float(np.median(reading.mean[inner]))) > 19.5:
             continue
-        other = ndimage.binary_opening(fluid & (reading.mean > level + 16), CUBE)  # denser tissue drowned in it
-        near = ndimage.binary_opening(reading.dense & reading.anatomy.side(side), CROSS)
+        other = opened(fluid & (reading.mean > level + 16), CUBE)  # denser tissue drowned in it
+        near = opened(reading.dense & reading.anatomy.side(side), CROSS)
         masks[side] = _joined(fluid & ~other, near, level, reading.hu)
         reading.fluid |= masks[side]
     reading.taken |= reading.fluid
@@ -106,11 +115,11 @@ def _effusions(reading: Reading) -> list[Found]:
 
 def _joined(fluid: np.ndarray, dense: np.ndarray, level: float, hu: np.ndarray) -> np.ndarray:
     """Fluid with the pieces that touch it and are no denser: the layer's edge is a plane, the real one bends."""
-    labels, count = ndimage.label(dense & ~fluid)
-    touching = np.unique(labels[ndimage.binary_dilation(fluid, CROSS)])
+    labels, count = pieces(dense & ~fluid)
+    touching = np.unique(labels[dilated(fluid, CROSS)])
     for k in touching[touching > 0]:
         piece = labels == k
-        inner = ndimage.binary_erosion(piece, CROSS)
+        inner = eroded(piece, CROSS)
         if np.median(hu[inner if inner.any() else piece]) < level + 9:
             fluid = fluid | piece
     return fluid
@@ -123,7 +132,7 @@ def _pneumothoraces(reading: Reading) -> list[Found]:
         if gain >= 9 and np.median(reading.hu[mask & (reading.hu < -935)]) < -973:  # holes of emphysema are denser
             air = mask & (reading.hu < -900)  # its edge is a plane, the real one bends: let pure air grow on
             pure = reading.anatomy.side(side) & ((reading.mean < -978) | air)
-            masks[side] = ndimage.binary_dilation(ndimage.binary_propagation(air, mask=pure), CROSS)
+            masks[side] = dilated(grown(air, pure), CROSS)
             masks[side] &= reading.anatomy.side(side) & (reading.hu < -930) | air
             reading.taken |= masks[side]
     return _paired(reading, "pneumothorax", masks)
@@ -154,7 +163,7 @@ def _pericardial(reading: Reading) -> list[Found]:
     radius = (p["heart_a"] + p["heart_b"] + p["heart_c"]) / 3
     out = np.sqrt((hx / p["heart_a"]) ** 2 + (hy / p["heart_b"]) ** 2 + ((hz + 0.35 * hx) / p["heart_c"]) ** 2)
     out = (out - 1) * radius  # mm outside the surface
-    soft = ndimage.binary_erosion((reading.hu > -40) & (reading.hu < 250) & ~reading.taken, CROSS)
+    soft = eroded((reading.hu > -40) & (reading.hu < 250) & ~reading.taken, CROSS)
     inner = soft & (out < -18)
     blood = float(np.median(reading.hu[inner])) if inner.any() else 42.0
     dark = (reading.mean < blood - 16) & (reading.hu < blood - 12)
@@ -171,12 +180,12 @@ def _dense(reading: Reading) -> list[Found]:
     """Soft tissue where lung is expected: balls are nodules, slabs at the hilum collapse, the rest consolidation."""
     a = reading.anatomy
     inside = np.where(a.lungs & ~reading.metal & ~reading.taken, reading.hu, np.float32(-800))
-    ball = ndimage.convolve(inside, BALL / np.float32(BALL.sum()))
-    solid = ndimage.minimum_filter(inside, footprint=CROSS) > -430
-    sure = ndimage.binary_dilation(solid & (ball > -235), BALL) & (inside > -430)
-    faint = solid & (ball > -285) & ~ndimage.binary_dilation(sure, CUBE)  # the smallest nodules, nothing else
-    faint = ndimage.binary_dilation(faint, BALL) & (inside > -430)
-    labels, count = ndimage.label(sure | faint)
+    ball = local_mean(inside, BALL)
+    solid = eroded(inside > -430, CROSS)
+    sure = dilated(solid & (ball > -235), BALL) & (inside > -430)
+    faint = solid & (ball > -285) & ~dilated(sure, CUBE)  # the smallest nodules, nothing else
+    faint = dilated(faint, BALL) & (inside > -430)
+    labels, count = pieces(sure | faint)
     found: list[Found] = []
     masks: dict[tuple[str, str], list[np.ndarray]] = {}
     for k in range(1, count + 1):
@@ -199,15 +208,15 @@ def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float) -> str | N
         return None
     round_ = ballness(a, a.side(side), mask)
     if size < 45:
-        ring = ndimage.binary_dilation(mask, CUBE, iterations=2) & ~ndimage.binary_dilation(mask, CUBE) & a.lungs
+        ring = dilated(mask, CUBE, times=2) & ~dilated(mask, CUBE) & a.lungs
         hazy = ring.any() and float(np.median(reading.hu[ring])) > -640
         return "nodule" if round_ > 0.82 and (peak > -60 or not hazy) else None
     slab = slabness(a, reading.lobes[lobe], mask, -1 if side == "right" else 1)
     if size < 330 and round_ > 0.815 and slab < 0.5:
         return "nodule"
-    inner = ndimage.binary_erosion(mask, CROSS)
+    inner = eroded(mask, CROSS)
     level = float(np.percentile(reading.mean[inner if inner.any() else mask], 75))
-    beside = (ndimage.binary_dilation(mask, CUBE, iterations=2) & reading.fluid).any()
+    beside = (dilated(mask, CUBE, times=2) & reading.fluid).any()
     if peak < -60 or (beside and level < 15 and inner.any() and float(reading.hu[inner].std()) < 10.5):
         return None
     return "atelectasis" if slab - round_ + max((level - 33) / 90, -0.15) > -0.03 else "consolidation"
@@ -217,14 +226,14 @@ def _ground_glass(reading: Reading) -> list[Found]:
     """Hazy lung: most voxels around lie between air and soft tissue, without the mesh of fibrosis."""
     a = reading.anatomy
     hazy = (reading.hu > -640) & (reading.hu < -320)
-    busy = ndimage.binary_dilation(reading.taken | reading.metal, CROSS)
-    share = ndimage.uniform_filter(hazy.astype(np.float32), 3)
-    core = ndimage.binary_opening(reading.core & ~busy & (share > 0.5), CROSS)
-    labels, count = ndimage.label(core)
+    busy = dilated(reading.taken | reading.metal, CROSS)
+    share = local_mean(hazy.astype(np.float32))
+    core = opened(reading.core & ~busy & (share > 0.5), CROSS)
+    labels, count = pieces(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     core = (sizes >= 10)[labels]
-    mask = ndimage.binary_dilation(core, CUBE) & (reading.hu > -660) & a.lungs & ~reading.taken
+    mask = dilated(core, CUBE) & (reading.hu > -660) & a.lungs & ~reading.taken
     halves = {side: mask & a.side(side) for side in ("right", "left")}
     halves = {side: half for side, half in halves.items() if half.sum() * VOXEL_ML >= SMALLEST_ML["ground_glass"]}
     if len(halves) == 2:
@@ -235,8 +244,8 @@ def _ground_glass(reading: Reading) -> list[Found]:
 def _fibrosis(reading: Reading) -> list[Found]:
     """A mesh under the pleura of the lower lungs: neighbors differ strongly nearly everywhere, on both sides."""
     a = reading.anatomy
-    solid = ndimage.binary_opening(reading.dense, CUBE)
-    busy = ndimage.binary_dilation(solid | reading.metal | reading.taken, CUBE)
+    solid = opened(reading.dense, CUBE)
+    busy = dilated(solid | reading.metal | reading.taken, CUBE)
     zone = reading.core & ~busy & (a.rim > 0.5) & (a.z < 5)
     rough = reading.spread > 110
     zones = [zone & a.side(side) for side in ("right", "left")]
@@ -256,4 +265,4 @@ def _emphysema(reading: Reading) -> list[Found]:
     shares = [(hole & a.side(side)).sum() / max(1, int((free & a.side(side)).sum())) for side in ("right", "left")]
     if float(np.mean(shares)) < 0.06 or min(shares) < 0.03:
         return []
-    return reading.make("emphysema", ndimage.binary_dilation(hole, CROSS) & (reading.hu < -915) & free, "bilateral")
+    return reading.make("emphysema", dilated(hole, CROSS) & (reading.hu < -915) & free, "bilateral")

@@ -1,8 +1,50 @@
-"""Shapes that findings take: layers along gravity, balls, and slabs at the hilum; what the segmenter measures."""
+"""What the segmenter measures with: neighborhoods, and the shapes of findings (layers along gravity, balls, slabs)."""
 
 import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
 
 from voxplain.datasets.phantom.registration import Anatomy
+
+CROSS = np.array(ndimage.generate_binary_structure(3, 1), bool)  # 7 voxels
+BALL = np.array(ndimage.generate_binary_structure(3, 2), bool)  # 19 voxels: the smallest nodule
+CUBE = np.ones((3, 3, 3), bool)
+
+Volume = Float[np.ndarray, "slices rows columns"]
+Where = Bool[np.ndarray, "slices rows columns"]
+
+
+def dilated(mask: Where, by: np.ndarray = CROSS, times: int = 1) -> Where:
+    """The mask and its neighbors."""
+    return np.asarray(ndimage.binary_dilation(mask, by, iterations=times), bool)
+
+
+def eroded(mask: Where, by: np.ndarray = CROSS) -> Where:
+    """The mask without its rim; what lies at the end of the volume counts as rim."""
+    return np.asarray(ndimage.binary_erosion(mask, by), bool)
+
+
+def opened(mask: Where, by: np.ndarray = CROSS) -> Where:
+    """What of the mask the shape `by` covers while staying inside it."""
+    return np.asarray(ndimage.binary_opening(mask, by), bool)
+
+
+def grown(seed: Where, within: Where) -> Where:
+    """All of `within` that is connected to the seed, and the seed."""
+    return np.asarray(ndimage.binary_propagation(seed, mask=within | seed), bool)
+
+
+def pieces(mask: Where) -> tuple[np.ndarray, int]:
+    """Connected pieces: a volume of labels from 1 on, and how many there are."""
+    labels = np.zeros(mask.shape, np.int32)
+    return labels, int(np.asarray(ndimage.label(mask, output=labels)).item())
+
+
+def local_mean(volume: Volume, by: np.ndarray = CUBE) -> Volume:
+    """The mean of the neighborhood of each voxel."""
+    if by.all():
+        return np.asarray(ndimage.uniform_filter(volume, by.shape[0]))
+    return np.asarray(ndimage.convolve(volume, by / np.float32(by.sum())))
 
 
 def layer(a: Anatomy, tissue: np.ndarray, side: str, like: np.ndarray, *, fluid: bool) -> tuple[np.ndarray, float]:
