@@ -17,6 +17,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TITLES = {
+    "thorax": "Localization of the model's words, with controls",
+    "segmenter": "The rule-based judge on phantoms it was not tuned on",
+    "text_gain": "How much of the denoising loss of `thorax` its text saves: still too little to localize",
+}
 ORDER = ("thorax", "thorax-2d", "phantom", "speed", "impressions")  # the rest follow by name
 
 
@@ -45,7 +50,9 @@ def tables(folder: Path) -> str:
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     names = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
     parts = [
-        f"{markdown(found[name]['table'])}\n\n`{found[name]['command']}`" for name in names if found[name].get("table")
+        f"**{TITLES.get(name, name)}**\n\n{markdown(found[name]['table'])}\n\n`{found[name]['command']}`"
+        for name in names
+        if found[name].get("table")
     ]
     return "\n\n".join(parts)
 

@@ -28,11 +28,11 @@ def figure(
 ) -> Figure:
     """The top `fraction` of each word's maps over the slice where they peak; `savefig(path)` makes it a file.
 
-    `words` are words or phrases (default: the six most distinct ones), `plane` a name of `planes(...)` (default the
-    first). A map that is not distinguishable is of one faint color and says so; a phrase that a recipe has not measured
+    `words` are words or phrases (default: six, first those that are distinguishable), `plane` a name of `planes(...)`
+    (default the first). A map that is not distinguishable is of one faint color and says so; a phrase that a recipe has not measured
     has no map.
     """
-    views = list(word_views(explanation, best_words(explanation, 6) if words is None else words))
+    views = list(word_views(explanation, best_words(explanation, 6, fill=True) if words is None else words))
     if not views:
         raise ValueError("there is no word to show; name at least one word of the prompt")
     shown = planes(explanation.sample.geometry)
@@ -57,7 +57,8 @@ def figure(
         axes[row, 0].set_ylabel(label, fontsize=11, parse_math=False)
     _color_bar(picture, axes, fraction)
     picture.suptitle(fill(explanation.prompt.text, int(wide * 10)), fontsize=12, parse_math=False)
-    picture.supxlabel(f"{name} plane. {image_note(explanation)} {CAPTION}", fontsize=8, color="#555555")
+    caption = fill(f"{name} plane. {image_note(explanation)} {CAPTION}", int(wide * 16))
+    picture.supxlabel(caption, fontsize=8, color="#555555")
     return picture
 
 

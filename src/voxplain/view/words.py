@@ -56,16 +56,19 @@ def measured_phrases(explanation: Explanation) -> list[str]:
     return [_phrase(prompt, each) for each in sorted(rows)]
 
 
-def best_words(explanation: Explanation, most: int) -> list[str]:
-    """The labels of the `most` most distinct words that are distinguishable, in the order of the prompt."""
+def best_words(explanation: Explanation, most: int, *, fill: bool = False) -> list[str]:
+    """The labels of the `most` most distinct words that are distinguishable, in the order of the prompt.
+
+    `fill` takes the most distinct of the others where there are too few.
+    """
     labels, recipes = _labels(explanation), main_recipes(explanation)
 
     def score(label: str) -> float:
         known = explanation.honesty.get(label, {})
         return max((_facts(known, recipe).get("distinctness") or 0.0 for recipe in recipes), default=0.0)
 
-    sure = [one for one in labels if explanation.sure(one)] or labels
-    ranked = sorted(sure, key=lambda label: -score(label))[:most]
+    some = labels if fill else [one for one in labels if explanation.sure(one)] or labels
+    ranked = sorted(some, key=lambda label: (not explanation.sure(label), -score(label)))[:most]
     return [label for label in labels if label in ranked]
 
 
