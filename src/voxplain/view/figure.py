@@ -29,8 +29,8 @@ def figure(
     """The top `fraction` of each word's maps over the slice where they peak; `savefig(path)` makes it a file.
 
     `words` are words or phrases (default: six, first those that are distinguishable), `plane` a name of `planes(...)`
-    (default the first). A map that is not distinguishable is of one faint color and says so; a phrase that a recipe has not measured
-    has no map.
+    (default the first). A map that is not distinguishable is of one faint color and says so; a phrase that a recipe has
+    not measured has no map.
     """
     views = list(word_views(explanation, best_words(explanation, 6, fill=True) if words is None else words))
     if not views:
