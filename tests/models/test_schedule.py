@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from voxplain.models.schedule import alpha_bars
+from voxplain.models.schedule import alpha_bars, ddim_step, estimates
 
 
 @pytest.mark.parametrize("kind", ["cosine", "scaled_linear"])
@@ -19,3 +19,19 @@ def test_the_signal_falls_from_almost_all_to_almost_none(shift):
     assert (alphas.diff() < 0).all()
     assert alphas[0] > 0.99
     assert alphas[-1] < 1e-3
+
+
+@pytest.mark.parametrize("level", [10, 400, 950])
+@pytest.mark.parametrize("clip", [None, (-0.5, 0.5)])
+def test_one_step_from_each_prediction_of_the_same_clean_latent_gives_the_same_latent(level, clip):
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 1, 3, 4, 5).double()
+    clean, noise, alphas = clean[None], noise[None], alpha_bars("cosine", 1000).double()
+    alpha, following = alphas[level], alphas[level // 2]
+    latent = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    predictions = {"v": alpha.sqrt() * noise - (1 - alpha).sqrt() * clean, "epsilon": noise, "sample": clean}
+    expected = following.sqrt() * clean.clamp(*(clip or (None, 9))) + (1 - following).sqrt() * noise
+    for kind, prediction in predictions.items():
+        torch.testing.assert_close(estimates(latent, prediction, alpha, kind), (clean, noise), rtol=1e-8, atol=1e-8)
+        step = ddim_step(latent, prediction, alpha, following, kind=kind, clip=clip)
+        torch.testing.assert_close(step, expected, rtol=1e-8, atol=1e-8)

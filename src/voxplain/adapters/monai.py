@@ -1,4 +1,4 @@
-"""Pipelines around MONAI's `DiffusionModelUNet`, in two and three dimensions."""
+"""Pipelines around MONAI's `DiffusionModelUNet` and `DiffusionModelUNetMaisi`, in two and three dimensions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +20,8 @@ class MonaiAdapter(Adapter):
 
     Layers are the paths of all blocks called `attn2` in the denoiser. Queries and keys are read in forward hooks on
     their projections, with or without flash attention; the grid is that of the `SpatialTransformer` around them.
+    Guidance runs in one doubled batch, text rows first. Where the context is one pooled vector, attention is refused
+    when it is heard, and the recipe `effect` is left.
     """
 
     def __init__(self, pipeline: LatentDiffusion) -> None:
@@ -57,6 +59,11 @@ class MonaiAdapter(Adapter):
         attention = self.pipeline.unet.get_submodule(layer)
         if attention.causal or attention.rel_positional_embedding is not None:
             raise NotImplementedError(f"{layer} adds a causal mask or relative positions, which are not read here")
+        if attention.use_flash_attention and attention.dropout_rate:
+            raise NotImplementedError(
+                f"{layer} drops out {attention.dropout_rate:g} of its attention at random: MONAI's flash attention "
+                "does so in evaluation mode, too; set its dropout_rate to 0"
+            )
         return projections(self, layer, self.pipeline.unet.get_submodule(block), attention, use, edit)
 
     # the model ----------------------------------------------------------------------------------------------------

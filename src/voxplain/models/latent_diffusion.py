@@ -12,20 +12,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain import __version__
-from voxplain.geometry import Geometry, regular
+from voxplain.geometry import Geometry
 from voxplain.maps import Sample
 from voxplain.models.diagnosis import explain_nan
 from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
-from voxplain.models.schedule import alpha_bars, ddim_step, timesteps
+from voxplain.models.placing import placed
+from voxplain.models.schedule import PREDICTIONS, alpha_bars, ddim_step, timesteps
 from voxplain.tokens import TokenizedPrompt
+
+Numbers = float | int | Sequence[float]
 
 
 class LatentDiffusion(nn.Module):
-    """Denoiser, autoencoder and text encoder of a latent diffusion model that predicts v.
+    """Denoiser, autoencoder and text encoder of a latent diffusion model.
 
-    `config` names at least: name, image_shape, spacing (mm), unit, intensity (lowest and highest value, brought to
-    -1..1), latent_shape, latent_shift and latent_scale, coordinates (normalized positions are further input
-    channels of the denoiser), schedule, prediction, steps, guidance_scale, localizing_layers.
+    `config` names at least: name, image_shape, spacing (mm; None where nobody knows it), unit, intensity (lowest and
+    highest value), latent_shape, latent_shift and latent_scale, coordinates (normalized positions are further input
+    channels of the denoiser), schedule, prediction ("v", "epsilon" or "sample"), steps, guidance_scale,
+    localizing_layers. It may name: model_range (what `intensity` is brought to, by default -1..1), orientation (see
+    `placed`), clip (bounds of the clean latent at each step), inputs (further arguments of the denoiser, the same for
+    every sample), latent_spread (see `forward`; only for "v"). `alphas` is the share of signal left at each noise
+    level, by default that of `schedule`.
     """
 
     def __init__(
@@ -35,10 +42,11 @@ class LatentDiffusion(nn.Module):
         text_encoder: nn.Module,
         tokenizer: Any,
         config: Mapping[str, Any],
+        alphas: Float[Tensor, " levels"] | None = None,
     ) -> None:
         super().__init__()
-        if config["prediction"] != "v":
-            raise ValueError(f"prediction {config['prediction']!r}: this pipeline knows 'v' only")
+        if config["prediction"] not in PREDICTIONS:
+            raise ValueError(f"prediction {config['prediction']!r}: give one of {', '.join(map(repr, PREDICTIONS))}")
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
         self.tokenizer, self.config, self.weights_hash = tokenizer, dict(config), "untrained"
         self._watchers: list[Callable[[Event], None]] = []
@@ -46,12 +54,16 @@ class LatentDiffusion(nn.Module):
         axes = [torch.linspace(-1, 1, size) for size in grid] if config["coordinates"] else []
         places = torch.stack(torch.meshgrid(axes, indexing="ij")) if axes else torch.zeros(0, *grid)  # [axes, *grid]
         self.register_buffer("places", places, persistent=False)
-        self.register_buffer("alphas", alpha_bars(**config["schedule"]), persistent=False)
-        self.calibrate(config["latent_shift"], config["latent_scale"])
+        alphas = alpha_bars(**config["schedule"]) if alphas is None else alphas
+        self.register_buffer("alphas", alphas, persistent=False)
+        self.calibrate(config["latent_shift"], config["latent_scale"], config.get("latent_spread", 1.0))
 
-    def calibrate(self, shift: float | int | Sequence[float], scale: float | int | Sequence[float]) -> None:
-        """Latents are (posterior mean - shift) * scale from now on, a number or one a channel; also in `config`."""
-        for name, given in (("latent_shift", shift), ("latent_scale", scale)):
+    def calibrate(self, shift: Numbers, scale: Numbers, spread: Numbers = 1.0) -> None:
+        """Latents are (posterior mean - shift) * scale from now on, and vary by `spread`; also kept in `config`.
+
+        Each is a number, or one a channel.
+        """
+        for name, given in (("latent_shift", shift), ("latent_scale", scale), ("latent_spread", spread)):
             values = torch.as_tensor(given, dtype=torch.float32).expand(self.latent_shape[0]).to(self.device)
             self.config[name] = values.tolist()
             self.register_buffer(name, values.reshape(-1, *(1 for _ in self.latent_shape[1:])), persistent=False)
@@ -61,6 +73,7 @@ class LatentDiffusion(nn.Module):
     alphas: Tensor
     latent_shift: Tensor
     latent_scale: Tensor
+    latent_spread: Tensor
 
     # what it is ---------------------------------------------------------------------------------------------------
 
@@ -71,7 +84,12 @@ class LatentDiffusion(nn.Module):
     @property
     def geometry(self) -> Geometry:
         """Where the voxels of a generated image lie."""
-        return regular(tuple(self.config["image_shape"]), tuple(self.config["spacing"]))
+        return placed(self.config["image_shape"], self.config["spacing"], self.config.get("orientation"))
+
+    @property
+    def _ranges(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Of images in physical units, and of what the autoencoder is given."""
+        return self.config["intensity"], self.config.get("model_range", (-1, 1))
 
     @property
     def device(self) -> torch.device:
@@ -107,15 +125,15 @@ class LatentDiffusion(nn.Module):
 
     def to_latent(self, image: Float[Tensor, "batch channels *spatial"]) -> Float[Tensor, "batch dim *grid"]:
         """Images in physical units -> normalized latents (the posterior's mean: nothing is drawn)."""
-        low, high = self.config["intensity"]
-        mean, _ = self.autoencoder.encode((image - low) * (2 / (high - low)) - 1)
+        (low, high), (first, last) = self._ranges
+        mean, _ = self.autoencoder.encode((image - low) * ((last - first) / (high - low)) + first)
         return (mean - self.latent_shift) * self.latent_scale
 
     def to_image(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[Tensor, "batch channels *spatial"]:
         """Normalized latents -> images in physical units, not clipped."""
-        low, high = self.config["intensity"]
+        (low, high), (first, last) = self._ranges
         image = self.autoencoder.decode(latent / self.latent_scale + self.latent_shift)
-        return (image + 1) * ((high - low) / 2) + low
+        return (image - first) * ((high - low) / (last - first)) + low
 
     @torch.no_grad()
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
@@ -140,9 +158,26 @@ class LatentDiffusion(nn.Module):
         timestep: Float[Tensor, " batch"],
         context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        """The denoiser's prediction, one noise level a row."""
+        """The denoiser's prediction, one noise level a row.
+
+        Where channels vary by `latent_spread` and not by 1, the network is given each channel at unit variance and
+        predicts, at unit variance too, what a linear estimate of v from that channel leaves open: it need not pass the
+        noise of faint channels through (the preconditioning of Karras et al. 2022, section 5, a channel at a time).
+        """
+        kept, spread = self._rows(self.alpha_bar(timestep), latent), self.latent_spread
+        variance = kept * spread**2 + (1 - kept)  # of the noisy latent, by channel
         places = self.places.expand(len(latent), *self.places.shape).to(latent.dtype)
-        return self.unet(torch.cat([latent, places], dim=1), timestep, context=context)
+        given = torch.cat([latent / variance.sqrt(), places], dim=1)
+        rest = self.unet(given, timestep, context=context, **self._inputs(latent))
+        linear = ((1 - kept) * kept).sqrt() * (1 - spread**2) / variance * latent
+        return linear + rest * spread / variance.sqrt()
+
+    def _inputs(self, latent: Tensor) -> dict[str, Tensor]:
+        """The further arguments of the denoiser, one row a sample."""
+        given = self.config.get("inputs", {})
+        kinds = {name: torch.long if name == "class_labels" else latent.dtype for name in given}
+        rows = {name: torch.tensor(value, dtype=kinds[name], device=latent.device) for name, value in given.items()}
+        return {name: value.expand(len(latent), *value.shape) for name, value in rows.items()}
 
     def predict(
         self,
@@ -204,7 +239,7 @@ class LatentDiffusion(nn.Module):
             "steps": steps,
             "guidance_scale": scale,
             "negative_prompt": negative_prompt or "",
-            "sampler": "DDIM, eta 0, v-prediction",
+            "sampler": f"DDIM, eta 0, {self.config['prediction']}-prediction",
             "version": __version__,
         }
         made = [
@@ -235,12 +270,12 @@ class LatentDiffusion(nn.Module):
             raw = self.predict(latent.repeat(1 + guided, *(1 for _ in shape)), level, context)
             return raw[len(prompts) :].lerp(raw[: len(prompts)], scale) if guided else raw
 
-        levels = self.timesteps(steps)
+        levels, settings = self.timesteps(steps), {"kind": self.config["prediction"], "clip": self.config.get("clip")}
         for step, (level, following) in enumerate(zip(levels, (*levels[1:], -1.0), strict=True)):
             self.announce(Call(rows, step, level))
             prediction = guide(latent, level)
             before = latent
-            latent = ddim_step(before, prediction, self.alpha_bar(level), self.alpha_bar(following))
+            latent = ddim_step(before, prediction, self.alpha_bar(level), self.alpha_bar(following), **settings)
             if not torch.isfinite(latent).all():
                 where = f"step {step + 1} of {steps} (timestep {level:g})"
                 explain_nan(self, lambda z=before, t=level: (self.encode_prompt(prompts[0]), guide(z, t)), where)

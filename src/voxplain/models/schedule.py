@@ -1,11 +1,14 @@
 """Noise schedules, the levels that a sampler visits, and the deterministic step between two of them."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+PREDICTIONS = ("v", "epsilon", "sample")  # what a denoiser may be trained to predict
 
 
 def alpha_bars(kind: str, steps: int, shift: float = 1.0) -> Float[Tensor, " steps"]:
@@ -34,13 +37,35 @@ def timesteps(steps: int, total: int) -> tuple[float, ...]:
     return tuple(float(round(total - index * total / steps) - 1) for index in range(steps))
 
 
+def estimates(
+    latent: Float[Tensor, "batch channels *grid"],
+    prediction: Float[Tensor, "batch channels *grid"],
+    alpha: Float[Tensor, ""],
+    kind: str = "v",
+) -> tuple[Float[Tensor, "batch channels *grid"], Float[Tensor, "batch channels *grid"]]:
+    """The clean latent and the noise that a prediction of one of `PREDICTIONS` stands for (Salimans and Ho, 2022)."""
+    signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+    if kind == "epsilon":
+        return (latent - spread * prediction) / signal, prediction
+    if kind == "sample":
+        return prediction, (latent - signal * prediction) / spread
+    return signal * latent - spread * prediction, spread * latent + signal * prediction
+
+
 def ddim_step(
     latent: Float[Tensor, "batch channels *grid"],
-    velocity: Float[Tensor, "batch channels *grid"],
+    prediction: Float[Tensor, "batch channels *grid"],
     alpha: Float[Tensor, ""],
     following: Float[Tensor, ""],
+    *,
+    kind: str = "v",
+    clip: Sequence[float] | None = None,
 ) -> Float[Tensor, "batch channels *grid"]:
-    """The latent at the next level (Song et al. 2021, equation 12, sigma 0), from a v-prediction at this one."""
-    clean = alpha.sqrt() * latent - (1 - alpha).sqrt() * velocity
-    noise = (1 - alpha).sqrt() * latent + alpha.sqrt() * velocity
+    """The latent at the next level (Song et al. 2021, equation 12, sigma 0), from a prediction at this one.
+
+    `clip` bounds the clean latent, as schedulers with `clip_sample` do; the noise stays what was predicted.
+    """
+    clean, noise = estimates(latent, prediction, alpha, kind)
+    if clip is not None:
+        clean = clean.clamp(*clip)
     return following.sqrt() * clean + (1 - following).sqrt() * noise
