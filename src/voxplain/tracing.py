@@ -1,5 +1,6 @@
 """Listening to a model while it generates: `trace` records the attention of every word."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -83,7 +84,28 @@ def choose_layers(adapter: Adapter, patterns: Sequence[str] | None) -> tuple[str
     return found
 
 
-class Trace:
+class Recording(ABC):
+    """What was recorded inside a block, and what its recipe makes of it."""
+
+    recipe: Recipe
+
+    @abstractmethod
+    def maps(self) -> list[AttentionMaps]:
+        """The recorded means of each sample, in the order of generation; raises if any is missing or incomplete."""
+
+    def attributions(self) -> list[Attribution]:
+        """One attribution for each sample, in the order of generation."""
+        return [reduce(maps, self.recipe) for maps in self.maps()]
+
+    def attribution(self) -> Attribution:
+        """The attribution of the one sample that was generated; raises ValueError unless it was exactly one."""
+        made = self.attributions()
+        if len(made) != 1:
+            raise ValueError(f"{len(made)} samples were generated in this trace; read attributions()")
+        return made[0]
+
+
+class Trace(Recording):
     """What a `trace` block has recorded; made by `trace`."""
 
     def __init__(
@@ -99,26 +121,15 @@ class Trace:
     ) -> None:
         self.recipe, self.layers = recipe, layers
         self._options: dict[str, Any] = {"per_layer": per_layer, "per_head": per_head}
-        self._bins, self._window, self._model = bins, window, adapter.name
+        self._bins, self._window = bins, window
+        self._origin = {"model": adapter.name, "native": list(adapter.geometry.shape)}
         self._runs: list[tuple[Run, RunningMeans]] = []
         self._done: list[set[int]] = []  # steps finished, for each run
 
-    def attribution(self) -> Attribution:
-        """The attribution of the one sample that was generated; raises ValueError unless it was exactly one."""
-        made = self.attributions()
-        if len(made) != 1:
-            raise ValueError(f"{len(made)} samples were generated in this trace; read attributions()")
-        return made[0]
-
-    def attributions(self) -> list[Attribution]:
-        """One attribution for each sample, in the order of generation."""
-        return [reduce(maps, self.recipe) for maps in self.maps()]
-
     def maps(self) -> list[AttentionMaps]:
-        """The recorded means of each sample, in the order of generation; raises if any is missing or incomplete."""
         if not self._runs:
             raise ValueError("nothing was recorded: no generation began inside the trace block; run the model in it")
-        provenance = {"model": self._model, "layers": list(self.layers), "window": self._window, "bins": self._bins}
+        provenance = {**self._origin, "layers": list(self.layers), "window": self._window, "bins": self._bins}
         made = []
         for number, (run, means) in enumerate(self._runs):
             for sample in range(len(run.prompts)):

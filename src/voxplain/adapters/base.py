@@ -21,7 +21,17 @@ Listener = Callable[[AttentionCall], None]
 Editor = Callable[[AttentionCall], Tensor | None]  # new probabilities [heads, tokens, *grid], None to leave them
 Rows = Sequence[tuple[int, str]]  # (sample, branch) of each row of a batch
 
-BUILT_IN = {"LatentDiffusion": "voxplain.adapters.monai:MonaiAdapter"}  # class name of a model -> its adapter
+BUILT_IN = {  # class name of a model -> its adapter
+    "LatentDiffusion": "voxplain.adapters.monai:MonaiAdapter",
+    "MedSyn": "voxplain.adapters.medsyn:MedSynAdapter",
+    "TextToVideoSDPipeline": "voxplain.adapters.unet3d:UNet3DAdapter",
+    "PixArtAlphaPipeline": "voxplain.adapters.transformers:PixArtAdapter",
+    "PixArtSigmaPipeline": "voxplain.adapters.transformers:PixArtAdapter",
+    "SanaPipeline": "voxplain.adapters.transformers:SanaAdapter",
+    "StableDiffusion3Pipeline": "voxplain.adapters.transformers:SD3Adapter",
+    "FluxPipeline": "voxplain.adapters.transformers:FluxAdapter",
+    "StableDiffusionMixin": "voxplain.adapters.diffusers:DiffusersAdapter",  # the base of all pipelines around a U-Net
+}
 GROUP = "voxplain.adapters"  # entry points of other packages, named by the class of the model
 
 
@@ -150,23 +160,26 @@ class Adapter(ABC):
         """The noise levels that `steps` steps visit, noisiest first."""
 
 
-def as_adapter(model: Any) -> Adapter:
+def as_adapter(model: Any, **options: Any) -> Adapter:
     """The adapter of a model: itself, or the one registered for its class or a class that it derives from.
 
+    `options` are the adapter's own, such as `negative=True` for the maps of a pipeline's negative prompt.
     Other packages register theirs as an entry point of the group "voxplain.adapters": the name is the class name of
     the model, the object takes the model and returns an `Adapter`. Raises TypeError for an unknown class.
     """
     if isinstance(model, Adapter):
+        if options:
+            raise TypeError(f"{model.name} is an adapter already; give {', '.join(options)} where it is made")
         return model
     names = [kind.__name__ for kind in type(model).__mro__]
     for name in names:
         if name in BUILT_IN:
             module, _, adapter = BUILT_IN[name].partition(":")
-            return getattr(import_module(module), adapter)(model)
+            return getattr(import_module(module), adapter)(model, **options)
     registered = {point.name: point for point in entry_points(group=GROUP)}  # reads the metadata of every package
     for name in names:
         if name in registered:
-            return registered[name].load()(model)
+            return registered[name].load()(model, **options)
     known = ", ".join(sorted({*BUILT_IN, *registered}))
     raise TypeError(
         f"no adapter for {type(model).__name__}; known: {known}. Pass an Adapter, or register one as an entry point "
@@ -201,13 +214,17 @@ def projections(
     attention: Any,
     use: Callable[[AttentionCall], Any],
     edit: bool,
+    mask: Callable[[dict[str, Any]], Tensor | None] | None = None,
 ) -> Iterator[None]:
     """Hear (or edit) a layer through hooks on its `to_q`, `to_k` and `to_v`; the attention kernel is left alone.
 
     `attention` has `num_heads`, `scale` and `out_proj`; `block` is the module around it that still sees the grid,
-    as `[batch, channels, *grid]`. Keys, values and heads are laid out as in MONAI: "b h (heads dim)".
+    as `[batch, channels, *grid]`. Keys, values and heads are laid out as in MONAI: "b h (heads dim)". `mask` reads the
+    bias of the scores, `[batch, heads or 1, queries or 1, tokens]`, from the keyword arguments of the attention.
     """
     seen: dict[str, Any] = {}
+    paths = {"query": "to_q", "key": "to_k", **({"value": "to_v"} if edit else {})}
+    parts = {name: attention.get_submodule(path) for name, path in paths.items()}
     heads, scale = attention.num_heads, attention.scale
 
     def split(projected: Tensor) -> Float[Tensor, "heads cells dim"]:
@@ -217,7 +234,13 @@ def projections(
         return lambda module, inputs, output: seen.__setitem__(name, output)
 
     def heard(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        query, key, call = seen.pop("query"), seen.pop("key"), seen.get("call")
+        same = all(attention.get_submodule(path) is parts[name] for name, path in paths.items())
+        if not same or not {*parts, "grid"} <= seen.keys():
+            raise RuntimeError(
+                f"{layer} ran, but not all of it was heard: its projections were exchanged or compiled while somebody "
+                "listened; load LoRA weights and compile outside of the block"
+            )
+        query, key, call, bias = seen.pop("query"), seen.pop("key"), seen.get("call"), seen.pop("bias", None)
         if call is None or len(call.rows) != len(query):
             raise RuntimeError(
                 f"{layer} ran with a batch of {len(query)} that was not announced; run the model through generate or "
@@ -228,12 +251,16 @@ def projections(
             if branch != TEXT:
                 continue
             moment = sample, call.step, call.timestep
-            new = use(AttentionCall(layer, *moment, seen["grid"], split(query[row]), split(key[row]), scale))
+            scores = split(query[row]), split(key[row]), scale, bias if bias is None else bias[row]
+            new = use(AttentionCall(layer, *moment, seen["grid"], *scores))
             if edit and new is not None:
                 mixed = new.flatten(2).mT.to(output.dtype) @ split(seen["value"][row])  # [heads, cells, dim]
                 edited = output.clone() if edited is None else edited
                 edited[row] = attention.out_proj(mixed.transpose(0, 1).flatten(1))
         return edited
+
+    def masked(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        seen["bias"] = None if mask is None else mask(named)
 
     def note(event: Event) -> None:
         if isinstance(event, Call):
@@ -245,7 +272,9 @@ def projections(
         hooks.enter_context(adapter.watching(note))
         grid = block.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("grid", tuple(inputs[0].shape[2:])))
         hooks.callback(grid.remove)
-        for name, part in {"query": "to_q", "key": "to_k", **({"value": "to_v"} if edit else {})}.items():
-            hooks.callback(attention.get_submodule(part).register_forward_hook(keep(name)).remove)
+        if mask is not None:
+            hooks.callback(attention.register_forward_pre_hook(masked, with_kwargs=True).remove)
+        for name, part in parts.items():
+            hooks.callback(part.register_forward_hook(keep(name)).remove)
         hooks.callback(attention.register_forward_hook(heard).remove)
         yield

@@ -1,0 +1,336 @@
+"""Diffusion transformers as their users call them: what is heard, for whom, and that nothing changes by it."""
+
+import numpy as np
+import pytest
+import tiny_transformers as tiny
+import torch
+from diffusers import PixArtSigmaPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import nn
+from torch.nn import functional
+
+from voxplain import segments
+from voxplain.adapters.base import as_adapter
+from voxplain.tracing import attached, trace
+
+PROMPT = "large left effusion"
+MADE = {"pixart": tiny.pixart, "sana": tiny.sana, "sd3": tiny.sd3, "flux": tiny.flux}
+JOINT = ("sd3", "flux")
+SIZES = {name: (16, 24) for name in MADE} | {"sana": (32, 64)}  # pixels
+GRIDS = {name: (4, 6) for name in MADE} | {"sana": (8, 16)}
+ROOM = 14
+# PixArt and Sana on their own sizes only choose among those of the full-size networks
+MORE = {name: {"use_resolution_binning": False, "clean_caption": False} for name in ("pixart", "sana")}
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+
+
+def run(name, pipe, prompt=PROMPT, seed=0, **options):
+    """The latents of one call of the pipeline itself."""
+    height, width = SIZES[name]
+    common = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(seed)}
+    common |= {"height": height, "width": width, "max_sequence_length": ROOM, **MORE.get(name, {})}
+    return pipe(prompt, **{**common, **options}).images
+
+
+def traced(name, pipe, *given, adapter=None, **more):
+    with trace(adapter or pipe) as tracer:
+        run(name, pipe, *given, **more)
+    return tracer
+
+
+def left_behind(pipe):
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in pipe.transformer.modules())
+    processors = [id(one) for one in pipe.transformer.attn_processors.values()]
+    touched = {"encode_prompt", "check_inputs"} & set(vars(pipe)), vars(pipe.image_processor).keys()
+    return hooks, processors, touched[0], "classify_height_width_bin" in touched[1], "step" in vars(pipe.scheduler)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_traced_pipeline_gives_the_same_image_and_is_left_as_it_was(name):
+    pipe = MADE[name]()
+    plain, before = run(name, pipe), left_behind(pipe)
+    with trace(pipe) as tracer:
+        same = run(name, pipe)
+    assert torch.equal(plain, same)
+    assert left_behind(pipe) == before and before[0] == 0 and not any(before[2:])
+    attribution = tracer.attribution()
+    assert attribution.maps.shape[1:] == GRIDS[name] and attribution.image_geometry.shape == SIZES[name]
+    assert np.abs(attribution.maps.sum(0) + attribution.padding - 1).max() < 1e-5
+    assert attribution.word("effusion").values.max() > 0
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_probabilities_are_those_of_the_kernel_that_ran(name, monkeypatch):
+    pipe, kernel, calls = MADE[name](), [], []
+    adapter, cells = as_adapter(pipe, max_sequence_length=ROOM), int(np.prod(GRIDS[name]))
+    stock = functional.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask=None, **more):
+        kernel.append((query, key, attn_mask))
+        return stock(query, key, value, attn_mask=attn_mask, **more)
+
+    with attached(adapter, calls.append):
+        monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
+        run(name, pipe, num_inference_steps=1)
+        monkeypatch.undo()
+    prompt, joint = adapter.tokenize(PROMPT), name in JOINT
+    texts = len(prompt.ids) - joint
+    length = texts + cells if joint else texts
+    full = [run for run in kernel if run[1].shape[2] == length and run[0].shape[2] >= cells]
+    assert len(full) == len(calls) == len(adapter.layers)
+    for (query, key, mask), call in zip(full, calls, strict=True):
+        scores = query[-1] @ key[-1].mT * query.shape[-1] ** -0.5  # the last row of the batch is the text's
+        probs = (scores if mask is None else scores + mask[-1]).softmax(-1).mT  # [heads, keys, queries]
+        text = slice(cells, None) if name == "sd3" else slice(texts)
+        image = slice(cells) if name == "sd3" else slice(texts, None)
+        expected = probs[:, text][:, :, image] if joint else probs
+        order = adapter.order(prompt) or range(texts)
+        torch.testing.assert_close(call.probs().flatten(2)[:, :texts], expected[:, list(order)], atol=1e-6, rtol=1e-4)
+        if joint:
+            rest = probs[:, image][:, :, image].sum(1)
+            torch.testing.assert_close(call.probs().flatten(2)[:, -1], rest, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_batch_of_two_equals_two_singles(name):
+    pipe, prompts = MADE[name](), [PROMPT, "small nodule"]
+    images = 1 if name == "sana" else 2  # diffusers gives the masks of several images of a prompt to other rows
+    noise = run(name, pipe, prompts, num_images_per_prompt=images, num_inference_steps=1)
+    together = traced(name, pipe, prompts, num_images_per_prompt=images, latents=noise).attributions()
+    assert [one.prompt.text for one in together] == [prompt for prompt in prompts for _ in range(images)]
+    for number, one in enumerate(together):
+        alone = traced(name, pipe, one.prompt.text, latents=noise[number : number + 1]).attribution()
+        np.testing.assert_allclose(one.maps, alone.maps, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_nothing_stays_after_an_exception_on_the_way(name):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    pipe = MADE[name]()
+    before = left_behind(pipe)
+    when = {"callback": stop} if name == "pixart" else {"callback_on_step_end": stop}
+    with pytest.raises(KeyboardInterrupt), trace(pipe) as tracer:
+        run(name, pipe, **when)
+    assert left_behind(pipe) == before
+    with pytest.raises(ValueError, match="only 1 of 2 steps"):
+        tracer.attribution()
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_half_precision_is_accumulated_in_float32(name):
+    pipe = MADE[name]()
+    whole = traced(name, pipe).attribution()
+    half = traced(name, pipe.to(torch.bfloat16)).attribution()
+    np.testing.assert_allclose(half.maps.sum(0) + half.padding, 1, atol=1e-5)
+    assert half.maps.dtype == np.float32 and np.abs(half.maps - whole.maps).mean() < 0.05
+
+
+# texts and segments -------------------------------------------------------------------------------------------------
+
+
+def test_clip_and_t5_are_told_apart():
+    attribution = traced("sd3", tiny.sd3(), "left pneumothorax").attribution()
+    pieces = [attribution.prompt.pieces[at] for at in attribution.prompt.kept]
+    assert pieces == [
+        "clip:<|startoftext|>",
+        *("clip:left</w>", "t5:▁left", "clip:pneumo", "t5:▁pneumo", "clip:thorax</w>", "t5:thorax"),
+        *("clip:<|endoftext|>", "t5:</s>", "[image]"),
+    ]
+    clip, t5 = (segments.segment(attribution, name) for name in ("clip", "t5"))
+    words = [one.word("pneumothorax").values for one in (clip, t5, attribution)]
+    np.testing.assert_allclose(words[0], attribution.maps[[3, 5]].mean(0))
+    np.testing.assert_allclose(words[1], attribution.maps[[4, 6]].mean(0))
+    np.testing.assert_allclose((words[0] + words[1]) / 2, words[2], rtol=1e-5)
+    for one in (clip, t5):
+        np.testing.assert_allclose(one.maps.sum(0) + one.padding, 1, atol=1e-5)
+        np.testing.assert_array_equal(one.maps[-1], attribution.maps[-1])
+    with pytest.raises(ValueError, match="no segment 'gemma'; there are clip, t5"):
+        segments.segment(attribution, "gemma")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_text_mass_and_maps_over_text(name):
+    attribution = traced(name, MADE[name]()).attribution()
+    mass, over = segments.text_mass(attribution), segments.over_text(attribution)
+    np.testing.assert_allclose(over.maps.sum(0) + over.padding, 1, atol=1e-5)
+    np.testing.assert_allclose(over.word("left").values * mass, attribution.word("left").values, rtol=1e-4)
+    if name in JOINT:
+        np.testing.assert_allclose(mass, 1 - attribution.maps[-1], atol=1e-5)
+        assert mass.min() > 0 and mass.max() < 1 and "[image]" not in over.prompt.pieces
+    else:
+        assert over is attribution
+        with pytest.raises(ValueError, match="reads its text once"):
+            segments.segment(attribution, "t5")
+
+
+def test_the_segments_hear_what_the_others_cut_off():
+    adapter = as_adapter(tiny.sd3(), max_sequence_length=40)
+    text = f"{PROMPT} small nodule, right thorax large left effusion pneumothorax small"
+    prompt = adapter.tokenize(text)
+    assert prompt.truncated == "" and len(prompt.find("pneumothorax")) == 2
+    short = as_adapter(tiny.sd3(), max_sequence_length=6).tokenize(text)
+    assert short.truncated == "effusion pneumothorax small"
+
+
+def test_without_t5_its_positions_are_padding():
+    pipe = tiny.sd3(with_t5=False)
+    attribution = traced("sd3", pipe).attribution()
+    assert len(attribution.prompt.ids) == 12 + ROOM + 1 and attribution.padding.min() > 0
+    assert segments.segment(attribution, "t5").maps.shape[0] == 1
+
+
+def test_text_in_capitals_is_found_where_it_stands():
+    adapter = as_adapter(tiny.pixart(), max_sequence_length=ROOM)
+    prompt = adapter.tokenize("  Large LEFT, effusion")
+    assert [prompt.text[slice(*span)] for span in prompt.spans if span] == ["Large", "LEFT", ",", "effusion"]
+    assert prompt.start is None and prompt.pieces[prompt.end] == "</s>"
+    assert adapter.tokenize(" ".join([PROMPT] * 5)).truncated == "left effusion"
+
+
+def test_the_instruction_before_a_sana_prompt_is_no_word():
+    pipe = tiny.sana()
+    prompt = as_adapter(pipe, max_sequence_length=ROOM).tokenize(PROMPT)
+    assert prompt.pieces[:3] == ("<bos>", "▁", "large") and prompt.spans[1] is None
+    assert prompt.start == 0 and prompt.end is None
+    alone = traced("sana", pipe, complex_human_instruction=None).attribution().prompt
+    assert alone.pieces[:2] == ("<bos>", "large") and alone.find("effusion")
+
+
+def test_embeddings_need_their_prompt_told():
+    pipe = tiny.flux()
+    with torch.no_grad():
+        text, pooled, _ = pipe.encode_prompt(PROMPT, max_sequence_length=ROOM)
+    embeds = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
+    with pytest.raises(ValueError, match="tell the text by"):
+        traced("flux", pipe, None, **embeds)
+    made = traced("flux", pipe, None, adapter=as_adapter(pipe, prompt=PROMPT), **embeds)
+    assert np.array_equal(made.attribution().maps, traced("flux", pipe).attribution().maps)
+
+
+def test_words_can_be_taken_out_of_the_context():
+    adapter = as_adapter(tiny.sd3(), size=SIZES["sd3"], max_sequence_length=ROOM)
+    prompt, keys = adapter.tokenize(PROMPT), []
+    rows = prompt.find("left")
+    contexts = [adapter.encode_prompt(prompt), adapter.remove(prompt, rows)]
+    with attached(adapter, lambda call: keys.append(call.key), adapter.layers[:1]), torch.no_grad():
+        for context in contexts:
+            adapter.predict(torch.zeros(1, *adapter.latent_shape), 500.0, context)
+    stay = [at for at in range(len(prompt.ids)) if at not in [prompt.kept[row] for row in rows]]
+    assert len(rows) == 2
+    torch.testing.assert_close(keys[1], keys[0][:, stay], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="no text"):
+        adapter.remove(prompt, [len(prompt.kept) - 1])
+    with pytest.raises(ValueError, match="make contexts with encode_prompt"):
+        adapter.predict(torch.zeros(1, *adapter.latent_shape), 500.0, contexts[0] + 1)
+
+
+# guidance and schedules ---------------------------------------------------------------------------------------------
+
+
+def test_flux_is_heard_in_one_pass_of_its_two():
+    pipe, calls = tiny.flux(), []
+    adapter = as_adapter(pipe)
+    with attached(adapter, calls.append, adapter.layers[:1]):
+        run("flux", pipe, num_inference_steps=1)
+        run("flux", pipe, num_inference_steps=1, true_cfg_scale=4.0, negative_prompt="small nodule")
+        run("flux", pipe, num_inference_steps=1, true_cfg_scale=4.0, negative_prompt=PROMPT)
+    assert len(calls) == 3
+    assert all(torch.equal(call.key, calls[0].key) for call in calls)
+
+
+def test_distilled_guidance_takes_one_pass_and_no_negative_prompt():
+    adapter = as_adapter(tiny.flux(distilled=True), size=SIZES["flux"], max_sequence_length=ROOM)
+    first, second = (adapter.generate(PROMPT, steps=1, guidance_scale=scale).image for scale in (1.0, 9.0))
+    assert not np.array_equal(first, second)
+    with pytest.raises(ValueError, match="reads no negative prompt"):
+        adapter.generate(PROMPT, steps=1, negative_prompt="nodule")
+
+
+def test_a_pass_that_skips_layers_is_not_heard():
+    pipe, calls = tiny.sd3(), []
+    adapter = as_adapter(pipe)
+    skipping = {"skip_guidance_layers": [0], "skip_layer_guidance_start": -1.0, "skip_layer_guidance_stop": 1.0}
+    with attached(adapter, calls.append):
+        run("sd3", pipe, **skipping)
+    assert len(calls) == 2 * len(adapter.layers)
+
+
+def test_levels_that_move_with_the_size_are_known():
+    pipe = tiny.sd3(use_dynamic_shifting=True)
+    adapter, steps = as_adapter(pipe, size=SIZES["sd3"], max_sequence_length=ROOM), []
+    with adapter.on_step(steps.append):
+        adapter.generate(PROMPT, steps=3)
+    assert tuple(step.timestep for step in steps) == adapter.timesteps(3)
+    plain = as_adapter(tiny.sd3(), size=SIZES["sd3"]).timesteps(3)
+    assert max(abs(a - b) for a, b in zip(plain, adapter.timesteps(3), strict=True)) > 1
+
+
+def test_predictions_are_those_of_the_pipeline():
+    for name in MADE:
+        adapter, steps = as_adapter(MADE[name](), size=SIZES[name], max_sequence_length=ROOM), []
+        with adapter.on_step(steps.append):
+            adapter.generate(PROMPT, steps=2, guidance_scale=1.0)
+        context = adapter.encode_prompt(adapter.tokenize(PROMPT))
+        for step in steps:
+            with torch.no_grad():
+                made = adapter.predict(step.latent, step.timestep, context)
+            torch.testing.assert_close(made, step.prediction, atol=1e-4, rtol=1e-3)
+
+
+# what is refused ----------------------------------------------------------------------------------------------------
+
+
+class Strange(AttnProcessor2_0):
+    pass
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_not_read_is_refused_by_name(name):
+    pipe = MADE[name]()
+    layer = as_adapter(pipe).layers[0]
+    with pytest.raises(NotImplementedError, match=rf"{layer} attends by Strange"), trace(pipe):
+        pipe.transformer.get_submodule(layer).set_processor(Strange())
+        run(name, pipe)
+    with pytest.raises(NotImplementedError, match=rf"{layer} attends by Strange"), trace(pipe):
+        pass
+    pipe.transformer = nn.Linear(1, 1)
+    with pytest.raises(NotImplementedError, match="denoiser is a Linear"):
+        as_adapter(pipe)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
+def test_a_compiled_network_is_refused():
+    pipe = tiny.flux()
+    pipe.transformer.transformer_blocks[0].compile(backend="eager")
+    with pytest.raises(ValueError, match=r"compiled .*transformer_blocks\.0"):
+        as_adapter(pipe)
+
+
+def test_projections_that_are_exchanged_in_the_block_are_an_error():
+    pipe = tiny.flux()
+    with pytest.raises(RuntimeError, match="exchanged or compiled while somebody"), trace(pipe):
+        attention = pipe.transformer.transformer_blocks[0].attn
+        attention.to_q, attention.norm_q = nn.Linear(32, 32), nn.Identity()
+        run("flux", pipe)
+
+
+def test_texts_that_differ_are_refused_where_a_key_belongs_to_both():
+    pipe = tiny.sd3()
+    for second in ("prompt_2", "prompt_3"):
+        with pytest.raises(NotImplementedError, match=f"{second} differs"):
+            traced("sd3", pipe, **{second: "nodule"})
+    assert traced("flux", tiny.flux(), prompt_2="small nodule").attribution().prompt.text == "small nodule"
+
+
+def test_an_image_that_is_cut_afterwards_is_refused():
+    pipe = tiny.pixart(PixArtSigmaPipeline)
+    pipe.transformer.register_to_config(sample_size=32)
+    with pytest.raises(NotImplementedError, match="use_resolution_binning=False"):
+        traced("pixart", pipe, use_resolution_binning=True)
+
+
+def test_sizes_that_no_cell_fits_are_refused():
+    with pytest.raises(ValueError, match="no multiple of 4"):
+        as_adapter(tiny.flux(), size=(18, 24))
