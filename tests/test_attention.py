@@ -199,6 +199,15 @@ def test_half_precision_calls_give_a_float32_mean_over_many_steps():
     np.testing.assert_allclose(mean, np.mean([rows(call) for call in calls], axis=0, dtype=np.float64), atol=2e-6)
 
 
+def test_a_model_that_runs_under_autocast_is_averaged_in_float32():
+    means, calls = RunningMeans([PROMPT]), [make_call(seed) for seed in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        for call in calls:
+            means.update(call)
+    (mean,) = means.maps(0, IMAGE).means.values()
+    np.testing.assert_allclose(mean, np.mean([rows(call) for call in calls], axis=0), atol=1e-6)
+
+
 def test_no_graph_is_kept():
     means = RunningMeans([PROMPT])
     means.update(make_call(query=torch.randn(2, 30, 4, requires_grad=True)))

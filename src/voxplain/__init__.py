@@ -10,6 +10,7 @@ from typing import Any
 _FUNCTIONS = {
     "load": "loading",
     "trace": "tracing",
+    "trace_modules": "listening.modules",
     "explain": "studies.explaining",
     "as_adapter": "adapters.base",
     "check_adapter": "testing",

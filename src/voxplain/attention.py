@@ -126,9 +126,10 @@ class RunningMeans:
         if key not in self._means:
             self._means[key] = select.new_zeros(groups, call.query.shape[1], select.shape[1])
         mean = self._means[key]
-        for cells, mixed in call.mixed(select):
-            new = mixed[..., : select.shape[1]]  # [heads, cells, rows + 1]
-            mean[:, cells].lerp_(new if groups == heads else new.mean(0, keepdim=True), weight / count)
+        with torch.autocast(call.query.device.type, enabled=False):
+            for cells, mixed in call.mixed(select):
+                new = mixed[..., : select.shape[1]]  # [heads, cells, rows + 1]
+                mean[:, cells].lerp_(new if groups == heads else new.mean(0, keepdim=True), weight / count)
         place = call.sample, call.layer
         self._calls[place] = self._calls.get(place, 0) + 1
 

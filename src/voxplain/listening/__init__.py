@@ -1,0 +1,1 @@
+"""Listening to a network without an adapter: how its attention is read, and what is kept of it."""
