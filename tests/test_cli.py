@@ -22,7 +22,7 @@ PROMPT = "large left effusion and small nodule"
 def toy(monkeypatch):
     """The toy stands in for whatever model is asked for."""
     adapter = ToyAdapter((4, 8, 12))
-    monkeypatch.setattr(loading, "load", lambda name: adapter)
+    monkeypatch.setattr(loading, "load", lambda name, **options: adapter)
     monkeypatch.delenv("VOXPLAIN_DEBUG", raising=False)
     return adapter
 
@@ -32,7 +32,7 @@ def made(tmp_path_factory):
     """A run folder, made once."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12)))
+        patch.setattr(loading, "load", lambda name, **options: ToyAdapter((4, 8, 12)))
         result = call("explain", PROMPT, "--out", folder, "--steps", 4, "--model", "toy", "--seed", 3)
     assert result.exit_code == 0, result.stderr
     return folder
@@ -286,14 +286,14 @@ def test_bad_input_to_explain_is_one_line_and_leaves_nothing(tmp_path, options, 
 
 
 def test_a_model_with_a_single_text_key_is_offered_the_effect(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12), single_key=True))
+    monkeypatch.setattr(loading, "load", lambda name, **options: ToyAdapter((4, 8, 12), single_key=True))
     refused(call("explain", PROMPT, "--out", tmp_path / "run"), "single text key", "use recipe 'effect'")
     assert call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2, "--recipe", "effect").exit_code == 0
 
 
 def test_an_existing_folder_is_refused_before_any_work_and_replaced_when_allowed(run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "load", lambda name: pytest.fail("the model was loaded"))
+        patch.setattr(loading, "load", lambda name, **options: pytest.fail("the model was loaded"))
         refused(call("explain", PROMPT, "--out", run), "exists", "--overwrite")
     assert call("explain", "left nodule", "--out", run, "--steps", 2, "--overwrite").exit_code == 0
     assert load_run(run).prompt.text == "left nodule"
@@ -343,7 +343,7 @@ def test_an_interruption_leaves_nothing_half_written_and_exits_130(tmp_path, mon
 
 
 def test_a_failure_that_is_not_the_users_exits_1(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda name: ToyAdapter((4, 8, 12), nan_at=1))
+    monkeypatch.setattr(loading, "load", lambda name, **options: ToyAdapter((4, 8, 12), nan_at=1))
     refused(call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2), "NaN", code=1)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 DEBUG = "VOXPLAIN_DEBUG"
-BAD_INPUT = (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+BAD_INPUT = (ValueError, NotImplementedError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 FAILURE = (FloatingPointError, ImportError, OSError)  # not the user's words, but nothing a traceback would explain
 
 app = typer.Typer(
@@ -25,7 +25,13 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="A run folder, as `voxplain explain` writes it.", show_default=False)]
 Words = Annotated[list[str], typer.Argument(help="Words or quoted phrases of the prompt.", show_default=False)]
-Model = Annotated[str, typer.Option(help="A shipped model by name, or the folder of one.")]
+Model = Annotated[str, typer.Option(help="A shipped model by name, a diffusers or MONAI folder, or medsyn:CHECKPOINT.")]
+TextEncoder = Annotated[
+    Path | None, typer.Option(help="Folder of the text encoder, for MONAI and MedSyn.", show_default=False)
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: float32]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cuda where there is one]")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run the expressions of a MONAI bundle, which are code.")]
 Seed = Annotated[int, typer.Option(help="Where the noise comes from.")]
 Seeds = Annotated[int, typer.Option(help="This many seeds: mean, spread and correlation between them.")]
 Recipes = Annotated[

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from voxplain.cli.base import (
+    Device,
+    Dtype,
     Model,
     Overwrite,
     Recipes,
     Run,
     Seed,
     Seeds,
+    TextEncoder,
+    TrustCode,
     progress,
     refuse_existing,
     say,
@@ -36,23 +40,37 @@ def explain(
     seeds: Seeds = 1,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the model's]")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the image should not show.")] = None,
+    height: Annotated[int | None, typer.Option(help="Rows of the image, for diffusers. [default: native]")] = None,
+    width: Annotated[int | None, typer.Option(help="Columns of the image, for diffusers. [default: native]")] = None,
     recipe: Recipes = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help='Only layers that fit this pattern, as in "up_blocks.*".')
+    ] = None,
+    per_step: Annotated[int | None, typer.Option(help="Also a map for each of this many parts of the steps.")] = None,
     phrase: Annotated[list[str] | None, typer.Option(help="Measure this span's effect as a whole, too.")] = None,
+    text_encoder: TextEncoder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_code: TrustCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate an image and map every word of its prompt."""
     refuse_existing(out, overwrite)
     with progress() as report:
-        opened = open_model(model, report)
+        opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
         from voxplain.studies import explaining
 
         explanation = explaining.explain(
-            opened,
+            sized(opened, height, width),
             prompt,
             seed=seed,
             steps=steps,
             guidance_scale=guidance,
+            negative_prompt=negative,
             recipes=several(recipe),
+            layers=layers,
+            parts=per_step,
             phrases=phrase or (),
             seeds=seeds,
             progress=report,
@@ -69,12 +87,16 @@ def ground(
     seed: Seed = 0,
     seeds: Seeds = 1,
     recipe: Recipes = None,
+    text_encoder: TextEncoder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_code: TrustCode = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map the words of a text on an image from elsewhere."""
     refuse_existing(out, overwrite)
     with progress() as report:
-        opened = open_model(model, report)
+        opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
         from voxplain.adapters import as_adapter
         from voxplain.io.nifti import read_volume
         from voxplain.maps import Sample
@@ -94,6 +116,10 @@ def effect(
     phrase: Annotated[str, typer.Argument(help="A word or quoted phrase of the prompt.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="The model that made the run. [default: as recorded]")] = None,
     total: Annotated[bool, typer.Option("--total", help="Generate again without it; keep the difference.")] = False,
+    text_encoder: TextEncoder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Measure what a phrase changed; keep it in the run."""
     from voxplain.io.run import add_to_run, load_run
@@ -107,16 +133,19 @@ def effect(
             f"{run} holds an image that was not generated, so there is none to generate without {phrase!r}"
         )
     with progress() as report:
-        opened = open_model(model or origin.get("source") or origin.get("model") or "thorax", report)
+        name = model or origin.get("source") or origin.get("model") or "thorax"
+        opened = open_model(name, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
         recorded, weights = origin.get("weights"), getattr(opened, "weights_hash", None)
         if recorded != weights:
             raise ValueError(f"{run} was made with weights {recorded}, these are {weights}; name its model by --model")
         from voxplain.adapters import as_adapter
         from voxplain.studies import effect as study
 
-        adapter = as_adapter(opened)
+        adapter, shape = as_adapter(opened), explanation.sample.geometry.shape
+        if adapter.geometry.shape != shape:
+            adapter = sized(opened, *shape)
         if total:
-            again = {name: origin[name] for name in ("seed", "steps", "guidance_scale")}
+            again = {name: origin[name] for name in ("seed", "steps", "guidance_scale", "negative_prompt")}
             made = study.total(adapter, explanation.prompt.text, phrase, progress=partial(report, "generate"), **again)
             keep(run, made)
             heatmap, unit = made.heatmap, made.sample.unit
@@ -155,15 +184,28 @@ def train(
     say(str(place))
 
 
-def open_model(name: str, report: Callable[..., None]) -> Any:
+def open_model(name: str, report: Callable[..., None], *, device: str | None = None, **options: Any) -> Any:
     """The model by that name, on the GPU where there is one."""
     report(f"loading {name}")
     import torch
 
     from voxplain.loading import load
 
-    model = load(name)
-    return model.to("cuda") if torch.cuda.is_available() and hasattr(model, "to") else model
+    return load(name, device=device or ("cuda" if torch.cuda.is_available() else None), **options)
+
+
+def sized(model: Any, *size: int | None) -> Any:
+    """The model for images of that size; only pipelines of diffusers take one."""
+    if not any(size):
+        return model
+    if not all(size):
+        raise ValueError("give --height and --width, or neither")
+    from voxplain.adapters import as_adapter
+
+    try:
+        return as_adapter(model, size=size)
+    except TypeError:
+        raise ValueError("this model makes images of one size; leave --height and --width out") from None
 
 
 def write(explanation: "Explanation", model: str, out: Path, overwrite: bool, report: Callable[..., None]) -> None:

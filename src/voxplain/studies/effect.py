@@ -62,7 +62,7 @@ def keeping(adapter: Adapter, count: int = KEPT) -> Iterator[Callable[[], list[T
 def removal(adapter: Adapter, prompt: TokenizedPrompt) -> How:
     """How words are best removed: "after" the text encoder, but "before" it where the text becomes one vector."""
     with torch.no_grad():
-        return "after" if adapter.encode_prompt(prompt).shape[1] == len(prompt.ids) else "before"
+        return "after" if adapter.encode_prompt(prompt).shape[1] > 1 else "before"
 
 
 def differences(
@@ -193,6 +193,7 @@ def total(
     occurrence: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
     progress: Progress | None = None,
 ) -> TotalEffect:
     """Generate twice from the same noise, with the phrase and without it, and take the difference (HU for CT).
@@ -204,10 +205,8 @@ def total(
     rest = without(tokens, tokens.find(phrase, occurrence))
     if not adapter.tokenize(rest).words:
         raise ValueError(f"without {phrase!r} nothing is left of the prompt; add the words that should stay")
-    sample, other = (
-        adapter.generate(text, seed=seed, steps=steps, guidance_scale=guidance_scale, progress=progress)
-        for text in (prompt, rest)
-    )
+    options = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    sample, other = (adapter.generate(text, **options, progress=progress) for text in (prompt, rest))
     assert isinstance(sample, Sample)
     assert isinstance(other, Sample)
     change = np.linalg.norm(sample.image - other.image, axis=0)  # over channels; one channel: the absolute difference

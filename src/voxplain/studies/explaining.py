@@ -11,7 +11,7 @@ import numpy as np
 from voxplain import recipes as known
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
-from voxplain.maps import Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
+from voxplain.maps import AttentionMaps, Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
 from voxplain.studies import effect, grounding, honesty
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
@@ -29,6 +29,8 @@ class _Job:
     guidance_scale: float | None
     layers: Sequence[str] | None
     progress: Progress | None
+    negative_prompt: str | None = None
+    parts: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -50,15 +52,18 @@ def explain(
     phrases: Sequence[str] = (),
     seeds: int = 1,
     layers: Sequence[str] | None = None,
+    negative_prompt: str | None = None,
+    parts: int | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """Generate one image and, for every word of its prompt, the voxels it attended to and the voxels it changed.
 
     `model` is a pipeline or an `Adapter`. Each recipe gives one `Attribution` under its name; `phrases` are spans whose
     effect is measured as a whole at once (others are measured when `Explanation.word` asks for them). `layers` are
-    module paths or patterns, by default those of the recipe. With `seeds` > 1 the next seeds are generated too:
-    beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard deviation), and
-    `honesty` says how the words' maps correlate between seeds; everything else is that of the first seed.
+    module paths or patterns, by default those of the recipe. With `parts` the steps are cut into that many, and beside
+    each attention recipe stand the maps of each, "<recipe> part 1 of 4" and so on. With `seeds` > 1 the next seeds are
+    generated too: beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard
+    deviation), and `honesty` says how the words' maps correlate between seeds; everything else is that of the first.
     `progress` is called with (stage, done, total). `provenance` holds timings (s) and warnings: words that training
     never showed, words cut off.
 
@@ -71,7 +76,7 @@ def explain(
     spans = {tokens.find(phrase): phrase for phrase in phrases}
     if spans and "effect" not in (recipe.name for recipe in chosen):
         raise ValueError("phrases are measured by the recipe 'effect'; add it to `recipes`")
-    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress)
+    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts)
     runs = [_generate(job, prompt, tokens, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, spans, runs, seed)
 
@@ -151,11 +156,19 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
     """One generation, listened to by every attention recipe, and then the effects at its kept states."""
     attentive = [recipe for recipe in job.recipes if recipe.needs_attention]
     with ExitStack() as hooks:
-        traces = {one.name: hooks.enter_context(trace(job.adapter, one, layers=job.layers)) for one in attentive}
+        traces = {
+            one.name: hooks.enter_context(trace(job.adapter, one, layers=job.layers, bins=job.parts))
+            for one in attentive
+        }
         kept = hooks.enter_context(effect.keeping(job.adapter))
         report = hooks.enter_context(job.stage("generate"))
         sample = job.adapter.generate(
-            prompt, seed=seed, steps=job.steps, guidance_scale=job.guidance_scale, progress=report
+            prompt,
+            seed=seed,
+            steps=job.steps,
+            guidance_scale=job.guidance_scale,
+            negative_prompt=job.negative_prompt,
+            progress=report,
         )
     assert isinstance(sample, Sample)
     (states,) = kept()
@@ -163,11 +176,24 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
     for recipe in job.recipes:
         with job.stage(recipe.name) as report:
             if recipe.needs_attention:
-                attribution = traces[recipe.name].attribution()
+                (maps,) = traces[recipe.name].maps()
+                found = {recipe.name: known.reduce(maps, recipe), **_parts(maps, recipe, job.parts or 0)}
             else:
-                attribution = effect.measure_words(job.adapter, tokens, states, progress=report)
-        made[recipe.name] = replace(attribution, provenance={**attribution.provenance, "seed": seed})
+                found = {recipe.name: effect.measure_words(job.adapter, tokens, states, progress=report)}
+        made |= {name: replace(one, provenance={**one.provenance, "seed": seed}) for name, one in found.items()}
     return sample, states, made
+
+
+def _parts(maps: AttentionMaps, recipe: Recipe, parts: int) -> dict[str, Attribution]:
+    """The recipe's attribution of each part of the steps, under its name."""
+    made = {}
+    for part in range(parts):
+        keys = [key for key in maps.means if key.bin == part]
+        means, counts = ({key: kept[key] for key in keys} for kept in (maps.means, maps.counts))
+        name = f"part {part + 1} of {parts}"
+        one = known.reduce(replace(maps, means=means, counts=counts), recipe)
+        made[f"{recipe.name} {name}"] = replace(one, provenance={**one.provenance, "statistic": f"{name} of the steps"})
+    return made
 
 
 def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, seed: int) -> _Made:
@@ -193,6 +219,7 @@ def _explanation(
         phrase_maps = dict(zip(spans, maps, strict=True))
         attributions["effect"] = replace(attributions["effect"], phrases=phrase_maps)
     judged = honesty.judge(attributions)
+    attributions = {**runs[0][2], **attributions}
     if len(runs) > 1:
         _compare_seeds([made for _, _, made in runs], attributions, judged)
     provenance = {
@@ -230,7 +257,7 @@ def _compare_seeds(
     runs: Sequence[Mapping[str, Attribution]], attributions: dict[str, Attribution], judged: dict[str, dict[str, Any]]
 ) -> None:
     """Add mean and spread beside each recipe, and each word's correlation between seeds to what is known of it."""
-    for name in list(runs[0]):
+    for name in [name for name, one in runs[0].items() if "statistic" not in one.provenance]:
         same = [run[name] for run in runs]
         attributions[f"{name} over seeds"], attributions[f"{name} spread over seeds"] = honesty.spread(same)
         for word, value in honesty.stability(same).items():
