@@ -25,7 +25,7 @@ THORAX: dict[str, Any] = {
     "latent_shift": 0.0,  # latent = (posterior mean - shift) * scale, a number or one a channel
     "latent_scale": 1.0,
     "prediction": "v",
-    "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.2},
+    "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.13},
     "steps": 50,
     "guidance_scale": 3.0,
     "coordinates": True,
