@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,22 @@ from scipy import ndimage
 
 import voxplain
 from voxplain.adapters import as_adapter
+from voxplain.adapters.base import Adapter
 from voxplain.datasets.phantom import segmenter
 from voxplain.datasets.phantom.cases import Case, draw, plan_case
 from voxplain.datasets.phantom.findings import CORE, KINDS, LOBAR, LOBES, SIDED, Plan
 from voxplain.datasets.phantom.impressions import Mention, compose, negated_twin, request
 from voxplain.datasets.phantom.registration import register
-from voxplain.maps import Attribution, Heatmap, Recipe, Sample
+from voxplain.geometry import Geometry
+from voxplain.maps import Attribution, Heatmap, Recipe, Sample, Trajectory
 from voxplain.metrics import controls, localization
 from voxplain.metrics.base import Undefined
 from voxplain.metrics.statistics import bootstrap, wilson
 from voxplain.models.latent_diffusion import LatentDiffusion
+from voxplain.models.thorax import build
 from voxplain.recipes import reduce
-from voxplain.studies.effect import keeping, measure_phrase, measure_words
-from voxplain.studies.grounding import attend, renoise, thinned
+from voxplain.studies.effect import differences, keeping
+from voxplain.studies.grounding import record, renoise, thinned
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
 
@@ -58,7 +62,8 @@ class Bench:
     def stage(self, name: str, measure: Callable[[int], list[dict[str, Any]]], count: int) -> None:
         path = RUNS / f"{name}-{self.label}.jsonl"
         done = {json.loads(line)["case"] for line in path.read_text().splitlines()} if path.exists() else set()
-        begun, left = time.monotonic(), [i for i in range(count) if i not in done]
+        part, parts = map(int, self.options.part.split("/"))
+        begun, left = time.monotonic(), [i for i in range(part, count, parts) if i not in done]
         for number, index in enumerate(left, start=1):
             rows = measure(index) or [{}]
             with path.open("a") as file:
@@ -117,8 +122,7 @@ class Bench:
             truth = np.logical_or.reduce(masks)
             region = _region(anatomy, mention.region, volume)
             named = {r.name: reduce(maps, r) for r in self.recipes()}
-            effect = measure_words(self.adapter, tokens, states()[0])
-            scores.append(self._score(mention, prompt.text, tokens, truth, region, named, effect, states()[0], volume))
+            scores.append(self._score(mention, tokens, truth, region, named, states()[0], volume))
             break
         return [{**row, "scores": scores}]
 
@@ -153,28 +157,21 @@ class Bench:
         if mention is None or mention.mask is None or not mention.mask.any():
             return []
         tokens = self.adapter.tokenize(text)
+        first, last = mention.span
+        kinds = {f.kind for f in case.findings}
+        absent = next(kind for kind in CORE[index % len(CORE) :] + CORE if kind not in kinds).replace("_", " ")
+        swapped = self.adapter.tokenize(text[:first] + absent + text[last:])
         states = renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index)
-        named = {r.name: attend(self.adapter, [tokens], [states], r)[0] for r in self.recipes()}
-        effect = measure_words(self.adapter, tokens, thinned(states))
+        recorded, other = record(self.adapter, [tokens, swapped], [states, states], PER_LAYER)
+        recipes = self.recipes()
+        named = {r.name: reduce(recorded, r) for r in recipes}
+        span = first, first + len(absent)
+        extra = {f"{r.name} of an absent finding": _of(reduce(other, r), swapped, span, case.geometry) for r in recipes}
+        raw = reduce(record(self.untrained, [tokens], [states], PER_LAYER)[0], PER_LAYER)
+        extra["untrained"] = _of(raw, tokens, mention.span, case.geometry)
+        extra["mean_mask"] = self._same_text(mention)
         region = case.organs[mention.region]
-        row = self._score(
-            mention,
-            text,
-            tokens,
-            mention.mask,
-            region,
-            named,
-            effect,
-            thinned(states),
-            case.image[0],
-            self._same_text(mention),
-        )
-        if case.distractor is not None and case.distractor[1].any():
-            for name, attribution in (*named.items(), ("effect", effect)):
-                heat = _of(attribution, tokens, mention.span, case)
-                row[f"{name}/distractor_mass_ratio"] = localization.mass_inside(
-                    heat, case.distractor[1]
-                ) / localization.chance_level(case.distractor[1])
+        row = self._score(mention, tokens, mention.mask, region, named, thinned(states), case.image[0], extra, case)
         return [row]
 
     def _mentioned(self, index: int) -> tuple[Case, str, Mention | None]:
@@ -188,18 +185,30 @@ class Bench:
         return case, said.text, mentions[0] if mentions else None
 
     def layers(self, index: int) -> list[dict[str, Any]]:
-        """AUC inside the named region of every layer alone, for the choice of layers."""
+        """AUC inside the named region of every layer alone, at the noisier and the cleaner half of the levels."""
         case, text, mention = self._mentioned(index)
         if mention is None or mention.mask is None or not mention.mask.any():
             return []
         tokens = self.adapter.tokenize(text)
-        states = thinned(renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index))
+        states = renoise(self.adapter, Sample(case.image, case.geometry, text), used=50, seed=index)
         row: dict[str, Any] = {"kind": mention.kind}
         region = case.organs[mention.region]
-        for layer in self.adapter.layers:
-            made = attend(self.adapter, [tokens], [states], replace(PER_LAYER, layers=(layer,)))[0]
-            row[layer] = _try(localization.auc_roc, _of(made, tokens, mention.span, case), mention.mask, region)
+        for half, picked in (("noisy", slice(1, 25, 3)), ("clean", slice(26, 50, 3))):
+            some = Trajectory(states.latents[picked], states.timesteps[picked], states.steps[picked])
+            maps = record(self.adapter, [tokens], [some], PER_LAYER)[0]
+            for layer in self.adapter.layers:
+                made = reduce(maps, replace(PER_LAYER, layers=(layer,)))
+                heat = _of(made, tokens, mention.span, case.geometry)
+                row[f"{layer}/{half}"] = _try(localization.auc_roc, heat, mention.mask, region)
         return [row]
+
+    @cached_property
+    def untrained(self) -> Adapter:
+        """The same network and text encoder before any training, behind the same autoencoder."""
+        torch.manual_seed(0)
+        fresh = build(self.model.config, self.model.tokenizer)
+        fresh.autoencoder = self.model.autoencoder
+        return as_adapter(fresh.eval())
 
     def _same_text(self, mention: Mention) -> np.ndarray:
         """The mean mask of training cases of this finding in the place that the text names."""
@@ -216,40 +225,50 @@ class Bench:
                 np.save(RUNS / f"mean-{mention.kind}-{place.replace(' ', '_')}.npy", controls.mean_mask(some))
         return np.load(path)
 
-    def _score(self, mention, text, tokens, truth, region, named, effect, states, volume, prior=None) -> dict[str, Any]:
+    def _score(
+        self,
+        mention: Mention,
+        tokens: TokenizedPrompt,
+        truth: np.ndarray,
+        region: np.ndarray,
+        named: dict[str, Attribution],
+        states: Trajectory,
+        volume: np.ndarray,
+        extra: dict[str, np.ndarray] | None = None,
+        case: Case | None = None,
+    ) -> dict[str, Any]:
+        """Every map of the mention against the truth; of other words, three are measured."""
         row: dict[str, Any] = {"kind": mention.kind, "region": mention.region, "voxels": int(truth.sum())}
-        grid = effect.geometry.shape
-        first, last = mention.span
-        occurrence = text[:first].casefold().count(text[first:last].casefold())
-        span = measure_phrase(self.adapter, states, text[first:last], prompt=tokens, occurrence=occurrence)
         geometry = self.adapter.geometry
-        maps = {name: _of(attribution, tokens, mention.span, None, geometry) for name, attribution in named.items()}
-        maps["effect"] = _of(effect, tokens, mention.span, None, geometry)
-        maps["effect_phrase"] = span.resize(geometry).values
+        own = _rows_of(tokens, mention.span)
+        others = [w.rows for w in tokens.words if not set(w.rows) & set(own)]
+        others = [others[i] for i in np.random.default_rng(len(tokens.text)).permutation(len(others))[:3]]
+        changes = differences(self.adapter, tokens, states, [*((r,) for r in own), *others, tuple(own)])
+        spread = [Heatmap("", values, geometry.at(values.shape)).resize(geometry).values for values in changes]
+        maps = {name: _of(attribution, tokens, mention.span, geometry) for name, attribution in named.items()}
+        maps["effect"], maps["effect_phrase"] = np.mean(spread[: len(own)], axis=0), spread[-1]
+        told = dict(maps)  # what is ours, not a control
         maps["region_lit"] = controls.region_lit(region)
         maps["abs_from_mean"] = controls.abs_from_mean(volume)
         maps["gradient"] = controls.gradient_magnitude(volume)
-        maps["oracle"] = localization.native_oracle(truth, grid)
-        if prior is not None:
-            maps["mean_mask"] = prior
-        for name, values in maps.items():
+        maps["oracle"] = localization.native_oracle(truth, changes.shape[1:])
+        for name, values in {**maps, **(extra or {})}.items():
             row[f"{name}/auc"] = _try(localization.auc_roc, values, truth)
             row[f"{name}/auc_region"] = _try(localization.auc_roc, values, truth, region)
             row[f"{name}/cnr"] = _try(localization.cnr, values, truth)
             row[f"{name}/top1"] = _try(localization.pointing_game, values, truth)
         row["chance/top1"] = localization.chance_level(truth)
-        others = [w for w in tokens.words if not (first <= w.span[0] < last)]
-        for name, attribution in (*named.items(), ("effect", effect)):
-            scores = [
-                _try(
-                    localization.auc_roc,
-                    Heatmap("", attribution.maps[list(w.rows)].mean(0), attribution.geometry).resize(geometry).values,
-                    truth,
-                )
-                for w in others
-            ]
-            defined = [s for s in scores if s is not None]
-            row[f"{name}/auc_other_words"] = float(np.mean(defined)) if defined else None
+        for name, attribution in named.items():
+            heats = [Heatmap("", attribution.maps[list(r)].mean(0), attribution.geometry) for r in others]
+            scores = [_try(localization.auc_roc, h.resize(geometry).values, truth) for h in heats]
+            row[f"{name}/auc_other_words"] = _mean(scores)
+        heats = spread[len(own) : len(own) + len(others)]
+        row["effect/auc_other_words"] = _mean([_try(localization.auc_roc, heat, truth) for heat in heats])
+        if case is not None and case.distractor is not None and case.distractor[1].any():
+            distractor = case.distractor[1]
+            for name, heat in told.items():
+                share = localization.mass_inside(heat, distractor) / localization.chance_level(distractor)
+                row[f"{name}/distractor_mass_ratio"] = share
         return row
 
 
@@ -298,11 +317,20 @@ def _region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
     return anatomy.side(name.split()[0]) if name.endswith(" lung") else anatomy.lobes()[name]
 
 
-def _of(attribution: Attribution, tokens: TokenizedPrompt, span: tuple[int, int], case, geometry=None) -> np.ndarray:
+def _rows_of(tokens: TokenizedPrompt, span: tuple[int, int]) -> list[int]:
+    """The rows of the pieces inside a character span."""
+    return [r for r, p in enumerate(tokens.kept) if (s := tokens.spans[p]) and span[0] <= s[0] and s[1] <= span[1]]
+
+
+def _of(attribution: Attribution, tokens: TokenizedPrompt, span: tuple[int, int], geometry: Geometry) -> np.ndarray:
     """The mean map of the pieces inside a character span, at full resolution."""
-    rows = [r for r, p in enumerate(tokens.kept) if (s := tokens.spans[p]) and span[0] <= s[0] and s[1] <= span[1]]
-    heat = Heatmap("", attribution.maps[rows].mean(0), attribution.geometry)
-    return heat.resize(geometry or case.geometry).values
+    heat = Heatmap("", attribution.maps[_rows_of(tokens, span)].mean(0), attribution.geometry)
+    return heat.resize(geometry).values
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [v for v in values if v is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _try(metric, *arguments) -> float | None:
@@ -312,7 +340,8 @@ def _try(metric, *arguments) -> float | None:
         return None
 
 
-MAPS = ("mean", "selected", "effect", "effect_phrase", "region_lit", "mean_mask", "abs_from_mean", "gradient", "oracle")
+CONTROLS = ("region_lit", "mean_mask", "abs_from_mean", "gradient", "untrained")
+MAPS = ("mean", "selected", "effect", "effect_phrase", *CONTROLS, "oracle")
 
 
 def summarize(label: str, command: str) -> None:
@@ -339,6 +368,9 @@ def summarize(label: str, command: str) -> None:
             "affirmed_present": _share([c["kind"] in c["affirmed"] for c in cases]),
             "denied_absent": _share([c["kind"] not in c["denied"] for c in cases]),
         }
+    if cases := [c for c in rows.get("layers", []) if "kind" in c]:
+        names = [name for name in cases[0] if "/" in name]
+        figures["layers"] = {name: _interval([c[name] for c in cases]) for name in names}
     scored = {"phantoms": rows.get("phantoms", [])}
     scored["generated"] = [score for case in rows.get("generation", []) for score in case.get("scores", [])]
     for where, cases in scored.items():
@@ -376,7 +408,7 @@ def _localization(cases: list[dict[str, Any]]) -> dict[str, Any]:
     names = sorted({key for case in cases for key in case if "/" in key})
     found: dict[str, Any] = {"n": len(cases), **{key: _interval([case.get(key) for case in cases]) for key in names}}
     for ours in ("mean", "selected", "effect", "effect_phrase"):
-        for control in ("region_lit", "mean_mask", "abs_from_mean", "gradient"):
+        for control in (*CONTROLS, f"{ours} of an absent finding"):
             pairs = [(case.get(f"{ours}/auc_region"), case.get(f"{control}/auc_region")) for case in cases]
             gains = [a - b for a, b in pairs if a is not None and b is not None]
             found[f"{ours} over {control}/auc_region"] = _interval(gains)
@@ -419,6 +451,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test", "shift"])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--part", default="0/1", help="of several processes side by side: 0/2 and 1/2")
     options = parser.parse_args()
     torch.manual_seed(0)
     RESULTS.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.attention import RunningMeans
 from voxplain.geometry import Geometry, regular
-from voxplain.maps import Attribution, Recipe, Sample, Trajectory
+from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
 from voxplain.resampling import resample_to
 from voxplain.studies.effect import KEPT, batched, kept_steps, measure_words
 from voxplain.studies.honesty import spread
@@ -64,9 +64,24 @@ def attend(
 
     All states share their noise levels; prompts whose contexts are equally long run together, `limit` at a time.
     """
+    recipe = resolved(adapter, recipe)
+    recorded = record(adapter, prompts, states, recipe, layers=layers, limit=limit, progress=progress)
+    return [recipes.reduce(maps, recipe) for maps in recorded]
+
+
+def record(
+    adapter: Adapter,
+    prompts: Sequence[TokenizedPrompt],
+    states: Sequence[Trajectory],
+    recipe: Recipe,
+    *,
+    layers: Sequence[str] | None = None,
+    limit: int = BATCH,
+    progress: Progress | None = None,
+) -> list[AttentionMaps]:
+    """What `attend` reduces: one pass, from which several recipes can be read where `recipe` accumulates enough."""
     if len({trajectory.timesteps for trajectory in states}) != 1 or len(states) != len(prompts):
         raise ValueError("give one trajectory for each prompt, all of them at the same noise levels")
-    recipe = resolved(adapter, recipe)
     chosen = choose_layers(adapter, recipe.layers if layers is None else layers)
     per_layer, per_head = "layer" in recipe.accumulate, "head" in recipe.accumulate
     levels, made = states[0].timesteps, {}
@@ -83,7 +98,7 @@ def attend(
                         progress(place * len(levels) + number + 1, len(groups) * len(levels))
             provenance = {"model": adapter.name, "layers": list(chosen), "timesteps": list(levels)}
             for row, index in enumerate(group):
-                made[index] = recipes.reduce(means.maps(row, adapter.geometry, provenance), recipe)
+                made[index] = means.maps(row, adapter.geometry, provenance)
     return [made[index] for index in range(len(prompts))]
 
 
