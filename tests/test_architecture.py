@@ -19,8 +19,8 @@ SEES = {
     "front": {"values", "capture", "reading", "studies"},
 }
 ROOMS = {
-    "values": ["tokens", "geometry", "resampling", "arrays", "maps", "recipes", "masks"],
-    "capture": ["attention", "models", "adapters", "tracing"],
+    "values": ["tokens", "geometry", "resampling", "arrays", "maps", "recipes", "masks", "segments"],
+    "capture": ["attention", "models", "adapters", "tracing", "listening"],
     "reading": ["metrics", "scoring", "datasets", "io", "view", "runner"],
     "studies": ["loading", "studies"],
     "front": ["cli", "testing", "serve"],
@@ -34,12 +34,30 @@ SIBLINGS = {
     "maps": ["arrays", "geometry", "resampling", "tokens"],
     "recipes": ["geometry", "maps", "resampling", "tokens"],
     "masks": ["arrays", "geometry", "maps", "tokens"],
+    "segments": ["maps", "tokens"],
     # capture
-    "models": ["models.diagnosis", "models.events", "models.schedule"],
+    "models": ["models.diagnosis", "models.events", "models.placing", "models.schedule"],
+    "models.bundle": ["models.bundle", "models.latent_diffusion"],
+    "models.medsyn": ["models.medsyn"],
     "models.thorax": ["models.latent_diffusion", "models.thorax"],
     "adapters": ["attention", "models.diagnosis", "models.events"],
+    "adapters.diffusers": ["adapters.folders", "adapters.pipelines", "adapters.prompts"],
     "adapters.monai": ["models.latent_diffusion"],
+    "adapters.medsyn": ["adapters.slices", "models.medsyn"],
+    "adapters.generation": ["adapters.pipelines"],
+    "adapters.passes": ["adapters.joint", "adapters.pipelines"],
+    "adapters.dit": ["adapters.generation", "adapters.joint", "adapters.passes", "adapters.pipelines"],
+    "adapters.transformers": ["adapters.dit", "adapters.joint", "adapters.passes", "adapters.pieces"],
+    "adapters.unet3d": [
+        "adapters.diffusers",
+        "adapters.folders",
+        "adapters.generation",
+        "adapters.pipelines",
+        "adapters.prompts",
+        "adapters.slices",
+    ],
     "tracing": ["attention", "adapters"],
+    "listening": ["attention", "adapters.base", "listening", "models.events", "tracing"],
     # reading
     "scoring": ["metrics"],
     "datasets.phantom.findings": ["datasets.phantom.anatomy"],
@@ -66,6 +84,8 @@ SIBLINGS = {
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
     # front
     "cli": ["serve", "testing"],
+    "cli.checking": ["cli.making"],
+    "testing": ["testing"],
 }
 HEAVY = {"torch", "monai", "transformers", "diffusers", "torchvision"}  # what values and reading never load
 
