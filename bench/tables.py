@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 TITLES = {
     "thorax": "Localization of the model's words, with controls",
     "segmenter_unseen": "The rule-based judge on phantoms it was not tuned on",
-    "text_gain": "How much of the denoising loss of `thorax` its text saves: still too little to localize",
+    "text_gain": "How much of the denoising loss of `thorax` its text saves",
 }
 ORDER = ("thorax", "thorax-2d", "phantom", "speed", "impressions")  # the rest follow by name
 

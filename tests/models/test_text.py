@@ -91,6 +91,19 @@ def test_padding_is_a_key_of_its_own_that_knows_nothing_of_the_text(encoder):
     assert not torch.allclose(one[:, 1:4], other[:, 1:4])
 
 
+def test_start_and_end_hold_no_text_where_they_are_silent():
+    torch.manual_seed(0)
+    encoder = TextEncoder(len(TOKENIZER.pieces), width=16, layers=2, heads=2, silent=3)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    texts = [TOKENIZER.tokenize(text) for text in ("left effusion", "right effusion", "")]
+    first, second, empty = encoder(torch.tensor([text.ids for text in texts]))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[3], second[3])
+    assert torch.equal(first[0], empty[0]) and not torch.allclose(first[1], second[1])
+    encoder(torch.tensor([texts[2].ids])).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
 def test_words_are_encoded_alone_until_training_mixes_them(encoder):
     assert torch.allclose(encoder(ids("left effusion"))[0, 2], encoder(ids("right effusion"))[0, 2], atol=1e-6)
     for block in encoder.blocks:

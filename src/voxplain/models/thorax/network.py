@@ -30,7 +30,7 @@ THORAX: dict[str, Any] = {
     "guidance_scale": 3.0,
     "coordinates": True,
     "localizing_layers": [],
-    "text": {"width": 128, "layers": 2, "heads": 4, "context": CONTEXT},
+    "text": {"width": 128, "layers": 2, "heads": 4, "context": CONTEXT, "silent": 3},
     "autoencoder": {
         "patch": 4,
         "channels": [64],

@@ -84,11 +84,23 @@ class TextEncoder(nn.Module):
     """Token ids -> context vectors: pre-norm transformer, learned positions, layer-normed output.
 
     Padding positions are keys like any other for the denoiser that reads the context, as in MedSyn, but they hold a
-    learned vector of their own and no text: content attends to content only, and padding attends to nothing.
+    learned vector of their own and no text: content attends to content only. Pieces below `silent` are no content: 1
+    is padding alone; 3 takes in start and end, which otherwise gather the text of all words and draw the attention
+    that words would get.
     """
 
-    def __init__(self, vocabulary: int, *, width: int = 128, layers: int = 2, heads: int = 4, context: int = CONTEXT):
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        context: int = CONTEXT,
+        silent: int = 1,
+    ):
         super().__init__()
+        self.silent = silent
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.empty(context, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -101,7 +113,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.positions, std=0.1)
 
     def forward(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
-        content = ids != 0  # [batch, tokens]; 0 is the padding piece
+        content = ids >= self.silent  # [batch, tokens]
         embedded = self.tokens(ids) + self.positions[: ids.shape[1]]  # [batch, tokens, dim]
         encoded = embedded
         for block in self.blocks:
@@ -128,6 +140,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         heads = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [batch, tokens, 3, heads, dim / heads]
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [batch, heads, tokens, dim / heads]
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=content[:, None, None])
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # an empty text has no content to attend to
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=content[:, None, None] | itself)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))  # [batch, tokens, dim]
         return x + self.ff(self.norm2(x))
