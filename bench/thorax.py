@@ -344,9 +344,19 @@ CONTROLS = ("region_lit", "mean_mask", "abs_from_mean", "gradient", "untrained")
 MAPS = ("mean", "selected", "effect", "effect_phrase", *CONTROLS, "oracle")
 
 
-def summarize(label: str, command: str) -> None:
-    """All stages measured so far with these weights on this split, as bench/results/thorax.json."""
+def summarize(label: str, split: str) -> None:
+    """All stages measured so far with these weights on this split, as bench/results/thorax.json.
+
+    The command that is written beside them measures all of it anew, in however many processes it was measured here.
+    """
     rows = {path.name.removesuffix(f"-{label}.jsonl"): _rows(path) for path in RUNS.glob(f"*-{label}.jsonl")}
+    if not rows:
+        raise SystemExit(f"nothing was measured of {label} yet; name the stages before summary")
+    counts: dict[int, list[str]] = {}
+    for stage, cases in sorted(rows.items()):
+        counts.setdefault(len({case["case"] for case in cases}), []).append(stage)
+    measured = [f"python bench/thorax.py {' '.join(s)} --split {split} --count {n}" for n, s in counts.items()]
+    command = " && ".join([*measured[:-1], measured[-1].replace(" --split", " summary --split")])
     figures: dict[str, Any] = {"weights_and_split": label}
     table: list[dict[str, Any]] = []
     if cases := rows.get("autoencoder"):
@@ -458,7 +468,7 @@ def main() -> None:
     bench = Bench(options)
     for name in options.stages:
         if name == "summary":
-            summarize(bench.label, "python " + " ".join(sys.argv))
+            summarize(bench.label, options.split)
             continue
         bench.stage(name, getattr(bench, name), options.count)
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import tiny_transformers as tiny
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import (
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+)
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch.nn import functional
@@ -279,6 +285,90 @@ def test_predictions_are_those_of_the_pipeline():
             torch.testing.assert_close(made, step.prediction, atol=1e-4, rtol=1e-3)
 
 
+# the negative prompt ------------------------------------------------------------------------------------------------
+
+GUIDED = {"flux": {"true_cfg_scale": 4.0}, "sana": {"complex_human_instruction": None}}
+
+
+def negative(name, pipe, *given, **more):
+    return traced(name, pipe, *given, adapter=as_adapter(pipe, negative=True), **{**GUIDED.get(name, {}), **more})
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_negative_prompt_has_maps_on_request(name):
+    pipe, other = MADE[name](), "small nodule"
+    once = {"num_inference_steps": 1}
+    one = negative(name, pipe, negative_prompt=other, **once).attribution()
+    swapped = traced(name, pipe, other, negative_prompt=PROMPT, **{**GUIDED.get(name, {}), **once}).attribution()
+    assert one.prompt == swapped.prompt and one.prompt.text == other
+    np.testing.assert_allclose(one.maps, swapped.maps, atol=1e-5)  # at the first step both read the same noise
+    plain = traced(name, pipe, **{**GUIDED.get(name, {}), **once}).attribution()
+    assert np.abs(one.padding - plain.padding).max() > 1e-3, "the maps are those of the prompt"
+    two = negative(name, pipe, [PROMPT, PROMPT], negative_prompt=[other, "right thorax"]).attributions()
+    assert [each.prompt.text for each in two] == [other, "right thorax"]
+
+
+def test_a_run_without_a_negative_branch_has_no_maps_of_it():
+    with pytest.raises(ValueError, match="this run has no guidance, so no negative prompt is read"):
+        negative("sd3", tiny.sd3(), guidance_scale=1.0)
+    with pytest.raises(ValueError, match=r"FluxPipeline read no negative prompt \(no guidance\); give true_cfg_scale"):
+        negative("flux", tiny.flux(), true_cfg_scale=1.0, negative_prompt="nodule")
+    pipe = tiny.flux(distilled=True)
+    with pytest.raises(ValueError, match="read no negative prompt .guidance is distilled into it, in one pass without"):
+        negative("flux", pipe, true_cfg_scale=1.0)
+    with pytest.raises(ValueError, match="guidance is distilled into FluxPipeline, so it reads no negative prompt"):
+        as_adapter(pipe, negative=True, size=SIZES["flux"], max_sequence_length=ROOM).generate(PROMPT, steps=1)
+    assert negative("flux", pipe, negative_prompt="small nodule").attribution().prompt.text == "small nodule"
+    assert left_behind(pipe)[0] == 0
+
+
+def test_an_empty_negative_prompt_and_one_by_embeddings_are_told_apart():
+    pipe = tiny.sd3()
+    assert negative("sd3", pipe).attribution().prompt.text == ""
+    with pytest.raises(NotImplementedError, match="negative_prompt_2 differs from negative_prompt"):
+        negative("sd3", pipe, negative_prompt="left", negative_prompt_2="right")
+    with torch.no_grad():
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        made = pipe.encode_prompt(PROMPT, None, None, negative_prompt="small nodule", max_sequence_length=ROOM)
+    embeds = dict(zip(names, made, strict=True))
+    with pytest.raises(ValueError, match="tell the text by"):
+        negative("sd3", pipe, None, **embeds)
+    told = traced("sd3", pipe, None, adapter=as_adapter(pipe, negative=True, prompt="small nodule"), **embeds)
+    expected = negative("sd3", pipe, negative_prompt="small nodule").attribution()
+    assert np.array_equal(told.attribution().maps, expected.maps)
+
+
+# image to image -----------------------------------------------------------------------------------------------------
+
+IMAGE = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+MASK = IMAGE[:, :1].round()
+FROM_IMAGES = {
+    "sd3 image to image": ("sd3", StableDiffusion3Img2ImgPipeline, {"image": IMAGE}),
+    "sd3 inpainting": ("sd3", StableDiffusion3InpaintPipeline, {"image": IMAGE, "mask_image": MASK}),
+    "flux image to image": ("flux", FluxImg2ImgPipeline, {"image": IMAGE}),
+    "flux inpainting": ("flux", FluxInpaintPipeline, {"image": IMAGE, "mask_image": MASK}),
+}
+
+
+@pytest.mark.parametrize("kind", FROM_IMAGES)
+def test_pipelines_that_begin_with_an_image_are_heard_in_the_steps_that_run(kind):
+    name, make, more = FROM_IMAGES[kind]
+    pipe, levels = tiny.quiet(make(**MADE[name]().components)), []
+    options = {**GUIDED.get(name, {}), **more, "strength": 0.5, "num_inference_steps": 4, "negative_prompt": "nodule"}
+    plain, before = run(name, pipe, **options), left_behind(pipe)
+    adapter = as_adapter(pipe, negative=True)
+    with trace(pipe) as tracer, trace(adapter) as other, adapter.on_step(lambda step: levels.append(step.timestep)):
+        same = run(name, pipe, **options)
+    assert torch.equal(plain, same) and left_behind(pipe) == before
+    assert levels == [float(level) for level in pipe.scheduler.timesteps[2:]]
+    for one, text in ((tracer.attribution(), PROMPT), (other.attribution(), "nodule")):
+        assert one.prompt.text == text and one.maps.shape[1:] == GRIDS[name]
+        np.testing.assert_allclose(one.maps.sum(0) + one.padding, 1, atol=1e-5)
+    assert tracer.maps()[0].provenance["steps"] == 2
+    with pytest.raises(NotImplementedError, match=f"{make.__name__} needs more than a prompt"):
+        adapter.generate(PROMPT)
+
+
 # what is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +383,7 @@ def test_what_is_not_read_is_refused_by_name(name):
     with pytest.raises(NotImplementedError, match=rf"{layer} attends by Strange"), trace(pipe):
         pipe.transformer.get_submodule(layer).set_processor(Strange())
         run(name, pipe)
-    with pytest.raises(NotImplementedError, match=rf"{layer} attends by Strange"), trace(pipe):
+    with pytest.raises(NotImplementedError, match=rf"{layer} attends by Strange.*docs/adapters.md"), trace(pipe):
         pass
     pipe.transformer = nn.Linear(1, 1)
     with pytest.raises(NotImplementedError, match="denoiser is a Linear"):
@@ -329,6 +419,15 @@ def test_an_image_that_is_cut_afterwards_is_refused():
     pipe.transformer.register_to_config(sample_size=32)
     with pytest.raises(NotImplementedError, match="use_resolution_binning=False"):
         traced("pixart", pipe, use_resolution_binning=True)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_text_encoder_of_another_width_is_refused(name):
+    pipe = MADE[name]()
+    wide = "joint_attention_dim" if name in JOINT else "caption_channels"
+    pipe.transformer.register_to_config(**{wide: 40})
+    with pytest.raises(ValueError, match=rf"text_encoder.* vectors of width \d+, but the transformer takes 40 .{wide}"):
+        as_adapter(pipe)
 
 
 def test_sizes_that_no_cell_fits_are_refused():

@@ -6,7 +6,14 @@ from safetensors.torch import load_file
 
 from voxplain.studies import training
 
-TINY = {"cases": 8, "autoencoder_steps": 2, "autoencoder_batch": 2, "denoiser_steps": 3, "denoiser_batch": 4}
+TINY = {
+    "cases": 8,
+    "autoencoder_steps": 2,
+    "detail_steps": 1,
+    "autoencoder_batch": 2,
+    "denoiser_steps": 3,
+    "denoiser_batch": 4,
+}
 
 
 class Killed(Exception):
@@ -40,7 +47,7 @@ def test_a_log_line_says_stage_step_loss_and_time_left(tmp_path):
     training.train("thorax-2d", tmp_path, **TINY)
     lines = [json.loads(line) for line in (tmp_path / "thorax-2d" / "log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["autoencoder", "denoiser"]
-    assert [line["step"] for line in lines] == [2, 3]
+    assert [line["step"] for line in lines] == [3, 3]
     assert all(line["loss"] > 0 and line["seconds_left"] == 0 for line in lines)
 
 
@@ -57,7 +64,7 @@ def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
 
 def test_siblings_share_their_chest_and_not_their_findings(tmp_path):
     training.train("thorax-2d", tmp_path, **TINY)
-    pool = training.Pool(tmp_path / "thorax-2d-pool", training.Settings("thorax-2d", cases=8), 1)
+    pool = training.Pool(tmp_path / "thorax-2d-pool", 8, 4, 1, volumes=False)
     pool.fill()
     images = pool.batch(training.np.arange(8))
     apart = (images[:, None] - images[None]).abs().mean((2, 3, 4))  # [cases, cases]

@@ -29,9 +29,14 @@ BUILT_IN = {  # class name of a model -> its adapter
     "PixArtSigmaPipeline": "voxplain.adapters.transformers:PixArtAdapter",
     "SanaPipeline": "voxplain.adapters.transformers:SanaAdapter",
     "StableDiffusion3Pipeline": "voxplain.adapters.transformers:SD3Adapter",
+    "StableDiffusion3Img2ImgPipeline": "voxplain.adapters.transformers:SD3Adapter",
+    "StableDiffusion3InpaintPipeline": "voxplain.adapters.transformers:SD3Adapter",
     "FluxPipeline": "voxplain.adapters.transformers:FluxAdapter",
+    "FluxImg2ImgPipeline": "voxplain.adapters.transformers:FluxAdapter",
+    "FluxInpaintPipeline": "voxplain.adapters.transformers:FluxAdapter",
     "StableDiffusionMixin": "voxplain.adapters.diffusers:DiffusersAdapter",  # the base of all pipelines around a U-Net
 }
+LESSON = "docs/adapters.md"  # the page that teaches adding a family
 GROUP = "voxplain.adapters"  # entry points of other packages, named by the class of the model
 
 
@@ -106,6 +111,10 @@ class Adapter(ABC):
     @abstractmethod
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
         """The context that the denoiser reads, padding included."""
+
+    def text_keys(self, prompt: TokenizedPrompt) -> int:
+        """How many positions of the context a prompt has where each of its positions is a key of its own."""
+        return len(prompt.ids)
 
     def remove(
         self, prompt: TokenizedPrompt, rows: Sequence[int], how: Literal["after", "before"] = "after"
@@ -183,7 +192,7 @@ def as_adapter(model: Any, **options: Any) -> Adapter:
     known = ", ".join(sorted({*BUILT_IN, *registered}))
     raise TypeError(
         f"no adapter for {type(model).__name__}; known: {known}. Pass an Adapter, or register one as an entry point "
-        f"of the group {GROUP!r}"
+        f"of the group {GROUP!r}; {LESSON} teaches writing one"
     )
 
 
@@ -204,6 +213,18 @@ def announced_rows(rows: Rows | None, batch: int) -> tuple[tuple[int, str], ...]
     if len(named) != batch:
         raise ValueError(f"{len(named)} rows are named, but the batch has {batch}")
     return named
+
+
+def noting(seen: dict[str, Any]) -> Callable[[Event], None]:
+    """What keeps the call that was announced last as `seen["call"]`, until its step is done."""
+
+    def note(event: Event) -> None:
+        if isinstance(event, Call):
+            seen["call"] = event
+        elif isinstance(event, Step):
+            seen.pop("call", None)
+
+    return note
 
 
 @contextmanager
@@ -262,14 +283,8 @@ def projections(
     def masked(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         seen["bias"] = None if mask is None else mask(named)
 
-    def note(event: Event) -> None:
-        if isinstance(event, Call):
-            seen["call"] = event
-        elif isinstance(event, Step):
-            seen.pop("call", None)
-
     with ExitStack() as hooks:
-        hooks.enter_context(adapter.watching(note))
+        hooks.enter_context(adapter.watching(noting(seen)))
         grid = block.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("grid", tuple(inputs[0].shape[2:])))
         hooks.callback(grid.remove)
         if mask is not None:

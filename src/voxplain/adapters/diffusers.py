@@ -1,29 +1,22 @@
 """Stable Diffusion 1.x, 2.x and XL, and the other diffusers pipelines around the same U-Net."""
 
-import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain import __version__
-from voxplain.adapters.base import Adapter, Editor, Listener, Rows, announced_rows, projections
+from voxplain.adapters.base import LESSON, Editor, Listener, Rows, announced_rows, projections
 from voxplain.adapters.folders import check_width, load_pipeline
-from voxplain.adapters.pipelines import PipelineEvents, refuse_compiled, replaced
+from voxplain.adapters.generation import PipelineAdapter, latent_grid
+from voxplain.adapters.pipelines import PipelineEvents, refuse_compiled
 from voxplain.adapters.prompts import tokenized
-from voxplain.geometry import Geometry, regular
-from voxplain.maps import Sample
-from voxplain.models.events import NULL, TEXT, Call, Event, Run
+from voxplain.models.events import NULL, TEXT, Call, Event
 from voxplain.tokens import TokenizedPrompt
 
 __all__ = ["DiffusersAdapter", "load_pipeline"]
@@ -35,7 +28,7 @@ PAGE = "docs/diffusers.md"
 Told = str | TokenizedPrompt | Sequence[str | TokenizedPrompt] | None
 
 
-class DiffusersAdapter(Adapter):
+class DiffusersAdapter(PipelineAdapter):
     """A diffusers pipeline around a `UNet2DConditionModel`, heard whether it is called itself or through `generate`.
 
     `negative` reads the negative prompt instead of the prompt. `prompt` tells the text of runs that are given
@@ -50,38 +43,23 @@ class DiffusersAdapter(Adapter):
     def __init__(
         self, pipe: Any, *, prompt: Told = None, negative: bool = False, size: tuple[int, int] | None = None
     ) -> None:
-        self.pipe = pipe
-        self.unet: Any = getattr(pipe, "unet", None)
-        self.name = Path(str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)).name
-        if isinstance(self.unet, nn.Module):
-            refuse_compiled(self.unet)
-        if not isinstance(self.unet, UNet2DConditionModel):
+        unet: Any = getattr(pipe, "unet", None)
+        if isinstance(unet, nn.Module):
+            refuse_compiled(unet)
+        if not isinstance(unet, UNet2DConditionModel):
             raise NotImplementedError(
-                f"{self.name}: the denoiser is a {type(self.unet).__name__}, and this adapter reads a "
+                f"{type(pipe).__name__}: the denoiser is a {type(unet).__name__}, and this adapter reads a "
                 f"UNet2DConditionModel; {PAGE} says which pipelines are read"
             )
         encoders = [getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2")]
-        check_width([encoder.config.to_dict() for encoder in encoders if encoder is not None], self.unet.config)
-        self.layers, self.localizing_layers = cross_attention(self.unet), ()
-        native = self.unet.config["sample_size"] or 64
-        scale = pipe.vae_scale_factor
-        grid = (native, native) if isinstance(native, int) else tuple(native)
-        if size is not None:
-            if any(edge % scale for edge in size):
-                raise ValueError(f"size {size} is no multiple of {scale}, the pixels of a latent cell")
-            grid = tuple(edge // scale for edge in size)
-        self.latent_shape = (pipe.vae.config["latent_channels"], *grid)
-        self.geometry = self._geometry(grid)
+        check_width([encoder.config.to_dict() for encoder in encoders if encoder is not None], unet.config)
+        self.layers = cross_attention(unet)
+        grid = latent_grid(unet.config["sample_size"] or 64, size, pipe.vae_scale_factor)
+        super().__init__(pipe, unet, pipe.vae.config["latent_channels"], grid, None)
         self._told = [prompt] if isinstance(prompt, str | TokenizedPrompt) else prompt and list(prompt)
         self._negative = negative
-        self._events = PipelineEvents(pipe, self.unet, self._read, self._geometry, NULL if negative else TEXT)
+        self._events = PipelineEvents(pipe, unet, self._read, self.image_geometry, NULL if negative else TEXT)
         self._pooled: dict[bytes, Tensor] = {}  # what SD XL reads beside a context, by the context's last position
-        self._schedules: dict[int, Any] = {}
-
-    def _geometry(self, grid: tuple[int, ...]) -> Geometry:
-        """Of the image of a latent grid; pixels are taken as millimeters, and the geometry says that nobody knows."""
-        pixels = tuple(self.pipe.vae_scale_factor * size for size in grid)
-        return replace(regular(pixels, 1.0), spacing_known=False)
 
     # seams --------------------------------------------------------------------------------------------------------
 
@@ -97,7 +75,7 @@ class DiffusersAdapter(Adapter):
     def _projections(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
         if layer not in self.layers:
             raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
-        attention: Any = self.unet.get_submodule(layer)
+        attention: Any = self.network.get_submodule(layer)
         refuse_unread(layer, attention)
 
         def mask(named: Mapping[str, Any]) -> Tensor | None:
@@ -113,7 +91,7 @@ class DiffusersAdapter(Adapter):
             register_forward_hook=attention.register_forward_hook,
             register_forward_pre_hook=attention.register_forward_pre_hook,
         )
-        block = self.unet.get_submodule(layer.rpartition(".transformer_blocks.")[0])
+        block = self.network.get_submodule(layer.rpartition(".transformer_blocks.")[0])
         return projections(self, layer, block, read, use, edit, mask)
 
     # text ---------------------------------------------------------------------------------------------------------
@@ -165,11 +143,6 @@ class DiffusersAdapter(Adapter):
 
     # the denoiser -------------------------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Where the pipeline runs."""
-        return self.pipe._execution_device
-
     def predict(
         self,
         latent: Float[Tensor, "batch channels *grid"],
@@ -179,18 +152,17 @@ class DiffusersAdapter(Adapter):
         rows: Rows | None = None,
         step: int = 0,
     ) -> Float[Tensor, "batch channels *grid"]:
-        if self.unet.config["in_channels"] != latent.shape[1]:
+        if self.network.config["in_channels"] != latent.shape[1]:
             raise NotImplementedError(
-                f"the U-Net of {self.name} takes {self.unet.config['in_channels']} channels, an image beside the "
+                f"the U-Net of {self.name} takes {self.network.config['in_channels']} channels, an image beside the "
                 f"latent of {latent.shape[1]}; call the pipeline itself"
             )
         level = torch.full((len(latent),), float(timestep), device=self.device)
-        scheduler = self._schedule(timestep)
-        scaled = scheduler.scale_model_input(latent.to(self.device), self._level(scheduler, timestep))
-        context = context.to(self.device, self.unet.dtype).expand(len(latent), -1, -1)
+        scaled = self.scaled(latent.to(self.device), timestep)
+        context = context.to(self.device, self.network.dtype).expand(len(latent), -1, -1)
         with self._events.predicting(Call(announced_rows(rows, len(latent)), step, float(timestep))):
-            return self.unet(
-                scaled.to(self.unet.dtype),
+            return self.network(
+                scaled.to(self.network.dtype),
                 level,
                 context,
                 added_cond_kwargs=self._added(context, latent),
@@ -199,11 +171,11 @@ class DiffusersAdapter(Adapter):
 
     def _added(self, context: Tensor, latent: Tensor) -> dict[str, Tensor]:
         """What SD XL reads beside the context: the pooled text, and the image's size, uncropped."""
-        if self.unet.config["addition_embed_type"] is None:
+        if self.network.config["addition_embed_type"] is None:
             return {}
-        if self.unet.config["addition_embed_type"] != "text_time":
+        if self.network.config["addition_embed_type"] != "text_time":
             raise NotImplementedError(
-                f"addition_embed_type {self.unet.config['addition_embed_type']!r} is not known here"
+                f"addition_embed_type {self.network.config['addition_embed_type']!r} is not known here"
             )
         try:
             pooled = torch.cat([self._pooled[_last(row[None])] for row in context]).to(context)
@@ -213,115 +185,11 @@ class DiffusersAdapter(Adapter):
         numbers = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=context.dtype)
         return {"text_embeds": pooled, "time_ids": numbers.expand(len(context), -1)}
 
-    def timesteps(self, steps: int) -> tuple[float, ...]:
-        if steps not in self._schedules:
-            scheduler = copy.deepcopy(self.pipe.scheduler)
-            scheduler.set_timesteps(steps)
-            self._schedules[steps] = scheduler
-        return tuple(float(level) for level in self._schedules[steps].timesteps)
-
-    def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
-        scheduler = self._schedule(timestep)
-        return scheduler.add_noise(latent, noise, self._level(scheduler, timestep)[None])
-
-    def _schedule(self, timestep: float) -> Any:
-        """A scheduler that stands at a noise level: a copy of the pipeline's own, or of one that `timesteps` made."""
-        known = [self.pipe.scheduler, *self._schedules.values()]
-        near = [one for one in known if float((one.timesteps.float() - timestep).abs().min()) < 1e-3]
-        if not near and hasattr(known[0], "sigmas"):
-            raise ValueError(
-                f"{type(known[0]).__name__} knows the noise levels of its schedule only, and {timestep:g} is none of "
-                "them; take one of timesteps(steps)"
-            )
-        scheduler = copy.copy((near or known)[0])
-        for counter in ("_step_index", "_begin_index"):
-            if hasattr(scheduler, counter):
-                setattr(scheduler, counter, None)
-        return scheduler
-
-    @staticmethod
-    def _level(scheduler: Any, timestep: float) -> Tensor:
-        """The timestep as the scheduler itself writes it."""
-        away = (scheduler.timesteps.float() - timestep).abs()
-        nearest = scheduler.timesteps[away.argmin()]
-        return nearest if away.min() < 1e-3 else torch.tensor(timestep).to(nearest)
-
-    # images -------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
-        vae = self._vae()
-        values = torch.tensor(np.asarray(image, np.float32))[None].to(self.device, vae.dtype)
-        return vae.encode(2 * values - 1).latent_dist.mode() * vae.config["scaling_factor"]
-
-    @torch.no_grad()
-    def decode(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[np.ndarray, "batch channels *spatial"]:
-        vae = self._vae()
-        image = vae.decode(latent.to(self.device, vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
-        return (image / 2 + 0.5).clamp(0, 1).float().cpu().numpy()
-
-    def _vae(self) -> Any:
-        vae = self.pipe.vae
-        if vae.config.get("latents_mean") is not None or vae.config.get("shift_factor"):
-            raise NotImplementedError(f"the autoencoder of {self.name} shifts its latents, which is not known here")
-        return vae
-
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        seed: int | Sequence[int] = 0,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        negative_prompt: str | None = None,
-        samples: int = 1,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Sample | list[Sample]:
-        if "image" in inspect.signature(type(self.pipe).__call__).parameters:
-            raise NotImplementedError(
-                f"{type(self.pipe).__name__} needs more than a prompt; call the pipeline itself inside voxplain.trace"
-            )
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or any(not text.strip() for text in texts) or samples < 1:
-            raise ValueError(
-                f"prompt = {prompt!r}, samples = {samples}; give a text to each prompt, and 1 sample or more"
-            )
-        texts = [text for text in texts for _ in range(samples)]
-        seeds = [seed + number for number in range(len(texts))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(texts):
-            raise ValueError(f"{len(seeds)} seeds for {len(texts)} samples; give one seed, or one a sample")
-        asked = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        asked["negative_prompt"] = negative_prompt if negative_prompt is None else [negative_prompt] * len(texts)
+    def asked(
+        self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None
+    ) -> dict[str, Any]:
         height, width = self.geometry.shape
-        runs: list[Run] = []
-        with (
-            self.on_run(runs.append),
-            self.on_step(lambda step: progress and progress(step.step + 1, runs[-1].steps)),
-            replaced(self.pipe, "_progress_bar_config", lambda before: {**(before or {}), "disable": True}),
-        ):
-            made = self.pipe(
-                prompt=texts,
-                height=height,
-                width=width,
-                generator=[torch.Generator().manual_seed(one) for one in seeds],
-                output_type="np",
-                **{name: value for name, value in asked.items() if value is not None},
-            ).images
-        common = {
-            "model": self.name,
-            "weights": self.weights_hash,
-            "steps": runs[-1].steps,
-            "guidance_scale": self.pipe.guidance_scale,
-            "negative_prompt": negative_prompt or "",
-            "sampler": type(self.pipe.scheduler).__name__,
-            "version": __version__,
-        }
-        found = []
-        for image, text, start in zip(made, texts, seeds, strict=True):
-            origin = {"prompt": text, "seed": start, "truncated": self.tokenize(text).truncated, "unknown_words": []}
-            pixels = np.moveaxis(np.asarray(image, np.float32), -1, 0)
-            found.append(Sample(pixels, self.geometry, text, {**common, **origin}, "intensity"))
-        return found[0] if isinstance(prompt, str) and samples == 1 else found
+        return {"height": height, "width": width, **self.usual(samples, steps, guidance_scale, negative_prompt)}
 
 
 def cross_attention(unet: nn.Module) -> tuple[str, ...]:
@@ -333,7 +201,7 @@ def cross_attention(unet: nn.Module) -> tuple[str, ...]:
             continue
         if not cross or ".transformer_blocks." not in path:
             raise NotImplementedError(
-                f"{path} is a {type(module).__name__} whose attention is not known here; {PAGE} says how to add it"
+                f"{path} is a {type(module).__name__} whose attention is not known here; {LESSON} teaches adding it"
             )
         layers.append(path)
     if not layers:
@@ -352,7 +220,7 @@ def refuse_unread(layer: str, attention: Any) -> None:
     if processor not in PROCESSORS or odd:
         raise NotImplementedError(
             f"{layer} attends by {processor}{' with ' + ', '.join(odd) if odd else ''}, which is not read here (read "
-            f"are {', '.join(PROCESSORS)}); see {PAGE}"
+            f"are {', '.join(PROCESSORS)}); {LESSON} teaches adding another"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.adapters.base import Editor, Listener, Rows, announced_rows, without
+from voxplain.adapters.base import LESSON, Editor, Listener, Rows, announced_rows, without
 from voxplain.adapters.generation import PipelineAdapter, Told
 from voxplain.adapters.joint import Wiring, joint_products
 from voxplain.adapters.passes import TransformerEvents
@@ -21,16 +21,18 @@ from voxplain.segments import beside_image, merged
 from voxplain.tokens import TokenizedPrompt
 
 PAGE = "docs/transformers.md"
+TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_embeds")  # arguments of `encode_prompt` that have a negative twin
 
 
 class TransformerAdapter(PipelineAdapter):
     """A diffusers pipeline around a diffusion transformer, heard whether it is called itself or through `generate`.
 
     `size` is the image (rows, columns) of `generate`, `max_sequence_length` the text positions of its T5 or Gemma; by
-    default the pipeline's own. `prompt` tells the text of runs that are given `prompt_embeds`.
+    default the pipeline's own. `negative` reads the negative prompt instead of the prompt. `prompt` tells the text of
+    runs that are given `prompt_embeds` (with `negative`: `negative_prompt_embeds`).
 
     Raises NotImplementedError for networks and attention layers that are not read, by name, and ValueError for a
-    compiled network.
+    compiled network and for a text encoder that does not fit it.
     """
 
     kind: ClassVar[type[nn.Module]]
@@ -39,6 +41,8 @@ class TransformerAdapter(PipelineAdapter):
     """The attention processors whose product is that of the wiring."""
     joint: ClassVar[bool]
     """Text and image share one softmax."""
+    encoder: ClassVar[tuple[str, str]]
+    """The text encoder of the keys, and what the network calls the width of its vectors."""
     announces: ClassVar[type[TransformerEvents]] = TransformerEvents
     """What hears the pipeline."""
     events: TransformerEvents
@@ -48,6 +52,7 @@ class TransformerAdapter(PipelineAdapter):
         pipe: Any,
         *,
         prompt: Told = None,
+        negative: bool = False,
         size: tuple[int, int] | None = None,
         max_sequence_length: int | None = None,
     ) -> None:
@@ -59,7 +64,8 @@ class TransformerAdapter(PipelineAdapter):
                 f"{type(pipe).__name__}: the denoiser is a {type(network).__name__}, and this adapter reads a "
                 f"{self.kind.__name__}; {PAGE} says which pipelines are read"
             )
-        self.pipe, self.network = pipe, network
+        self.pipe, self.network, self.negative = pipe, network, negative
+        self._check_width()
         pixels = self.native() if size is None else size
         edge = pipe.vae_scale_factor * self.patch
         if any(side % edge for side in pixels):
@@ -101,7 +107,12 @@ class TransformerAdapter(PipelineAdapter):
 
     def spoken(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments of `encode_prompt` with the text that gives the keys as `prompt`."""
-        return given
+        if not self.negative:
+            return given
+        told = {name: given.get(f"negative_{name}") for name in TEXTS}
+        if told["prompt"] is None and told["prompt_embeds"] is None:
+            told["prompt"] = ""
+        return {**given, **told}
 
     @abstractmethod
     def encode(self, text: str) -> tuple[Float[Tensor, "1 tokens dim"], dict[str, Tensor]]:
@@ -128,6 +139,16 @@ class TransformerAdapter(PipelineAdapter):
     def unpacked(self, packed: Tensor, cells: tuple[int, ...]) -> Float[Tensor, "batch channels *grid"]:
         """A latent as the scheduler and the network have it, by its attention cells."""
         return packed
+
+    def _check_width(self) -> None:
+        part, wide = self.encoder
+        encoder = getattr(self.pipe, part, None)
+        width, wanted = encoder and encoder.config.hidden_size, self.network.config[wide]
+        if encoder is not None and width != wanted:
+            raise ValueError(
+                f"the {part} of {type(self.pipe).__name__} gives vectors of width {width}, but the transformer takes "
+                f"{wanted} ({wide}): these two do not belong together"
+            )
 
     def shift(self, scheduler: Any, steepest: float) -> float:
         """How far the noise levels move for the number of image positions: on a straight line, as the pipelines do.
@@ -161,7 +182,7 @@ class TransformerAdapter(PipelineAdapter):
             if kind not in self.processors or odd:
                 raise NotImplementedError(
                     f"{layer} attends by {kind}{' with ' + ', '.join(odd) if odd else ''}, which is not read here "
-                    f"(read are {', '.join(self.processors)}); see {PAGE}"
+                    f"(read are {', '.join(self.processors)}); {LESSON} teaches adding another"
                 )
 
         refuse()
@@ -191,6 +212,9 @@ class TransformerAdapter(PipelineAdapter):
     def order(self, prompt: TokenizedPrompt) -> tuple[int, ...] | None:
         """Where in the context each text position of a prompt stands; None: in its place."""
         return self._orders.get(prompt)
+
+    def text_keys(self, prompt: TokenizedPrompt) -> int:
+        return len(prompt.ids) - self.joint  # the image's own keys are the prompt's last position
 
     @torch.no_grad()
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
@@ -250,11 +274,9 @@ class TransformerAdapter(PipelineAdapter):
     def asked(
         self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None
     ) -> dict[str, Any]:
-        asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        asked["negative_prompt"] = negative_prompt if negative_prompt is None else [negative_prompt] * samples
         height, width = self.geometry.shape
         sizes = {"height": height, "width": width, "max_sequence_length": self.room}
-        return sizes | {name: value for name, value in asked.items() if value is not None}
+        return sizes | self.usual(samples, steps, guidance_scale, negative_prompt)
 
     def prompts(self, given: Mapping[str, Any], samples: int) -> tuple[TokenizedPrompt, ...]:
         """One prompt a sample, from the arguments of the pipeline's `encode_prompt`."""

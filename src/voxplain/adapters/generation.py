@@ -125,7 +125,7 @@ class PipelineAdapter(Adapter):
 
     @torch.no_grad()
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
-        vae = self.pipe.vae
+        vae = self._vae()
         values = torch.tensor(np.asarray(image, np.float32))[None].to(self.device, vae.dtype)
         encoded = vae.encode(2 * flat(values) - 1)
         latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
@@ -133,16 +133,31 @@ class PipelineAdapter(Adapter):
 
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[np.ndarray, "batch channels *spatial"]:
-        vae = self.pipe.vae
+        vae = self._vae()
         stacked = flat(latent).to(self.device, vae.dtype) / vae.config["scaling_factor"] + self._shift
         image = vae.decode(stacked, return_dict=False)[0]
         return deep((image / 2 + 0.5).clamp(0, 1), latent.shape[2:-2]).float().cpu().numpy()
+
+    def _vae(self) -> Any:
+        if self.pipe.vae.config.get("latents_mean") is not None:
+            raise NotImplementedError(
+                f"the autoencoder of {self.name} shifts its latents channel by channel, which is not known here"
+            )
+        return self.pipe.vae
 
     @property
     def _shift(self) -> float:
         return self.pipe.vae.config.get("shift_factor") or 0.0
 
     # generating ---------------------------------------------------------------------------------------------------
+
+    def usual(
+        self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None
+    ) -> dict[str, Any]:
+        """The arguments that every pipeline takes, those that somebody gave."""
+        asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+        asked["negative_prompt"] = negative_prompt if negative_prompt is None else [negative_prompt] * samples
+        return {name: value for name, value in asked.items() if value is not None}
 
     @abstractmethod
     def asked(
@@ -165,6 +180,10 @@ class PipelineAdapter(Adapter):
         samples: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Sample | list[Sample]:
+        if "image" in signature(type(self.pipe).__call__).parameters:
+            raise NotImplementedError(
+                f"{type(self.pipe).__name__} needs more than a prompt; call the pipeline itself inside voxplain.trace"
+            )
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts or any(not text.strip() for text in texts) or samples < 1:
             raise ValueError(
@@ -200,6 +219,15 @@ class PipelineAdapter(Adapter):
             origin = {"prompt": text, "seed": start, "truncated": self.tokenize(text).truncated, "unknown_words": []}
             found.append(Sample(image, self.geometry, text, {**common, **origin}, "intensity"))
         return found[0] if isinstance(prompt, str) and samples == 1 else found
+
+
+def latent_grid(native: int | Sequence[int], size: Sequence[int] | None, scale: int) -> tuple[int, ...]:
+    """The cells of a latent of (rows, columns) pixels, or the network's native ones; `scale` pixels to a cell."""
+    if size is None:
+        return (native, native) if isinstance(native, int) else tuple(native)
+    if any(edge % scale for edge in size):
+        raise ValueError(f"size {tuple(size)} is no multiple of {scale}, the pixels of a latent cell")
+    return tuple(edge // scale for edge in size)
 
 
 def flat(volumes: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "images channels rows columns"]:

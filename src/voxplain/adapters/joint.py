@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from voxplain.adapters.base import noting
 from voxplain.attention import CHUNK, AttentionCall
-from voxplain.models.events import TEXT, Call, Event, Step
+from voxplain.models.events import TEXT, Call, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,8 @@ def joint_products(
             return None
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    def note(event: Event) -> None:
-        if isinstance(event, Call):
-            seen["call"] = event
-        elif isinstance(event, Step):
-            seen.pop("call", None)
-
     with ExitStack() as hooks:
-        hooks.enter_context(watching(note))
+        hooks.enter_context(watching(noting(seen)))
         hooks.callback(attention.register_forward_pre_hook(lambda *_: refuse()).remove)
         for path, part in parts.items():
             hooks.callback(part.register_forward_hook(keep(path)).remove)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from jaxtyping import Float
@@ -27,7 +28,9 @@ class TransformerEvents(PipelineEvents):
         self.cells: tuple[int, ...] = ()
         self._texts = 0
         self._bare_orders: tuple[tuple[int, ...] | None, ...] | None = None
-        super().__init__(adapter.pipe, adapter.network, adapter.prompts, adapter.image_geometry, TEXT)
+        super().__init__(
+            adapter.pipe, adapter.network, adapter.prompts, adapter.image_geometry, NULL if adapter.negative else TEXT
+        )
 
     def seats(self, call: Call) -> Seats:
         """Where things are in the run that was announced last."""
@@ -67,7 +70,7 @@ class TransformerEvents(PipelineEvents):
         self.cells, self._texts = self.adapter.cells(given), given["encoder_hidden_states"].shape[1]
         if given.get("skip_layers") is not None and self._encoded:  # a run beside the conditional one, to guide it
             rows = tuple((number, OTHER) for number in range(len(given["hidden_states"])))
-            self._announce(Call(rows, self._step, self.level(given)))
+            self.announce(Call(rows, self._step, self.level(given)))
             return
         super()._calling(unet, args, kwargs)
 
@@ -76,7 +79,8 @@ class TwoTexts(TransformerEvents):
     """The events of a Flux pipeline, which encodes its negative prompt, and runs it, by a call of its own."""
 
     def level(self, given: Mapping[str, Any]) -> float:
-        return float(self._pipe.current_timestep)  # the network is given it rounded
+        levels = self._pipe.scheduler.timesteps  # the network is given it rounded; image to image takes the last ones
+        return float(levels[len(levels) - self._steps + self._step])
 
     def _attach(self) -> None:
         super()._attach()
@@ -93,22 +97,29 @@ class TwoTexts(TransformerEvents):
         return heard
 
     def _encoding(self, encode: Callable) -> Callable:
-        begin = super()._encoding(encode)
+        """Around the pipeline's `encode_prompt`: the prompt, then the negative prompt if there is one."""
 
         @wraps(encode)
         def heard(*args: Any, **kwargs: Any) -> Any:
-            if TEXT not in self._encoded:
-                return begin(*args, **kwargs)
+            given, branch = signature(encode).bind(*args, **kwargs).arguments, NULL if self._encoded else TEXT
             made = encode(*args, **kwargs)
-            self._encoded[NULL] = made[0]
+            self._encoded[branch], _ = self.contexts(given, made)
+            if branch == self._heard:
+                self._prompts = self._read(given, len(self._encoded[branch]))
+            self._hear_scheduler()  # which may have been exchanged since the block began
             return made
 
         return heard
 
+    def _calling(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._bare is None and self._encoded and self._heard not in self._encoded:
+            raise ValueError(self.adapter.unguided)
+        super()._calling(unet, args, kwargs)
+
     def _told_apart(self, context: Float[Tensor, "rows tokens dim"]) -> tuple[tuple[int, str], ...]:
         for branch, encoded in self._encoded.items():
             if context is encoded:  # also where the two texts are the same
-                return tuple((sample, TEXT if branch == TEXT else OTHER) for sample in range(len(context)))
+                return tuple((sample, TEXT if branch == self._heard else OTHER) for sample in range(len(context)))
         return super()._told_apart(context)
 
 

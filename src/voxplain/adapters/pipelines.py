@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain.geometry import Geometry
-from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
 from voxplain.tokens import TokenizedPrompt
 
 # the order of the branches in the batches of diffusers pipelines: one pass, two halves, two passes, three-way
@@ -26,7 +26,7 @@ Read = Callable[[Mapping[str, Any], int], tuple[TokenizedPrompt, ...]]  # argume
 MISSING = object()
 
 
-class PipelineEvents:
+class PipelineEvents(Announcing):
     """Announces the `Run`, `Call`s and `Step`s of every call of a pipeline, while somebody watches.
 
     `read` says which prompt each sample has. `heard` is the branch whose maps are wanted: its rows are announced as
@@ -136,7 +136,7 @@ class PipelineEvents:
     def _calling(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before the U-Net: announce whose rows it is given, and before the first time the run."""
         if self._bare is not None:
-            self._announce(self._bare)
+            self.announce(self._bare)
             return
         if not self._encoded:
             return  # outside of a pipeline call; the layers refuse it if somebody listens to them
@@ -147,8 +147,8 @@ class PipelineEvents:
         if self._steps == 0:
             levels = getattr(self._pipe, "num_timesteps", None) or len(self._pipe.scheduler.timesteps)
             self._steps = int(levels)
-            self._announce(Run(self._prompts, self._geometry(self.grid(given)), self._steps))
-        self._announce(Call(self._rows, self._step, self.level(given)))
+            self.announce(Run(self._prompts, self._geometry(self.grid(given)), self._steps))
+        self.announce(Call(self._rows, self._step, self.level(given)))
 
     def _stepping(self, step: Callable) -> Callable:
         """Around the scheduler's `step`: a step is done."""
@@ -165,14 +165,10 @@ class PipelineEvents:
                 finished = self._step == self._steps
                 if finished:
                     self._forget()
-                self._announce(done)
+                self.announce(done)
             return made
 
         return heard
-
-    def _announce(self, event: Event) -> None:
-        for watcher in tuple(self._watchers):
-            watcher(event)
 
     def _told_apart(self, context: Float[Tensor, "rows tokens dim"]) -> tuple[tuple[int, str], ...]:
         """Sample and branch of each row that the U-Net is given."""

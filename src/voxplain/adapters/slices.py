@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.adapters.base import Adapter
+from voxplain.adapters.base import Adapter, noting
 from voxplain.attention import AttentionCall
-from voxplain.models.events import TEXT, Call, Event, Step
+from voxplain.models.events import TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,8 @@ def sliced_projections(
                 edited[own] = split(mixed, inputs[0][own])
         return None if edited is None else (edited, *inputs[1:])
 
-    def note(event: Event) -> None:
-        if isinstance(event, Call):
-            seen["call"] = event
-        elif isinstance(event, Step):
-            seen.pop("call", None)
-
     with ExitStack() as hooks:
-        hooks.enter_context(adapter.watching(note))
+        hooks.enter_context(adapter.watching(noting(seen)))
         size = parts.grid.register_forward_pre_hook(
             lambda _, given: seen.__setitem__("grid", tuple(given[0].shape[-2:]))
         )

@@ -7,7 +7,7 @@ nowhere else; what it adds to the image lies inside that box and nowhere else (t
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from voxplain.adapters.base import Adapter, Editor, Listener, Rows, announced_ro
 from voxplain.geometry import regular
 from voxplain.maps import Sample
 from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
 from voxplain.tokens import TokenizedPrompt
 
 PIECES = ("left", "right", "small", "large", "effusion", "nodule", "opacity", "severe", "pneumo", "##thorax", "mild")
@@ -107,7 +107,7 @@ class ToyNetwork(nn.Module):
         return torch.cat([painted, 0.5 * painted], dim=1) + 0.1 * latent
 
 
-class ToyAdapter(Adapter):
+class ToyAdapter(Announcing, Adapter):
     """The planted model, with the whole interface of an adapter.
 
     `grid` is the latent's: two or three even sizes. `guidance` runs the unconditional branch in the same batch
@@ -150,18 +150,6 @@ class ToyAdapter(Adapter):
         attention = self.network.get_submodule(layer)
         return projections(self, layer, self.network.get_submodule(layer.removesuffix(".attn2")), attention, use, edit)
 
-    @contextmanager
-    def watching(self, callback: Callable[[Event], None]) -> Iterator[None]:
-        self._watchers.append(callback)
-        try:
-            yield
-        finally:
-            self._watchers.remove(callback)
-
-    def _announce(self, event: Event) -> None:
-        for watcher in tuple(self._watchers):
-            watcher(event)
-
     # the model ----------------------------------------------------------------------------------------------------
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
@@ -201,7 +189,7 @@ class ToyAdapter(Adapter):
         rows: Rows | None = None,
         step: int = 0,
     ) -> Float[Tensor, "batch channels *grid"]:
-        self._announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))
+        self.announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))
         self.network.paint.failing = step == self.nan_at
         return self.network(latent, context.expand(len(latent), -1, -1))
 
@@ -246,14 +234,14 @@ class ToyAdapter(Adapter):
         null = self.encode_prompt(self.tokenize(negative_prompt or "")).expand_as(text)
         noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
         latent, numbers, levels = torch.stack(noise), tuple(range(len(texts))), self.timesteps(steps)
-        self._announce(Run(prompts, self.geometry, steps))
+        self.announce(Run(prompts, self.geometry, steps))
         for step, level in enumerate(levels):
             prediction = self._guided(latent, level, text, null, scale, step)
             following = latent + (prediction - latent) / (steps - step)  # the last step lands on the prediction
             if not torch.isfinite(following).all():
                 again = (latent, level, text, null, scale, step)
                 explain_nan(self.network, lambda moment=again: self._guided(*moment), f"step {step + 1} of {steps}")
-            self._announce(Step(step, level, latent, prediction, numbers))
+            self.announce(Step(step, level, latent, prediction, numbers))
             latent = following
             if progress:
                 progress(step + 1, steps)

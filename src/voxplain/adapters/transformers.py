@@ -46,7 +46,7 @@ class CrossAdapter(TransformerAdapter):
 class PixArtAdapter(CrossAdapter):
     """PixArt Alpha and Sigma, whose text goes through T5."""
 
-    kind = PixArtTransformer2DModel
+    kind, encoder = PixArtTransformer2DModel, ("text_encoder", "caption_channels")
     processors = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor")
 
     def segments(self, text: str, given: Mapping[str, Any]) -> dict[str, TokenizedPrompt]:
@@ -76,7 +76,7 @@ class PixArtAdapter(CrossAdapter):
 class SanaAdapter(CrossAdapter):
     """Sana, whose text goes through Gemma, behind an instruction that the pipeline writes."""
 
-    kind = SanaTransformer2DModel
+    kind, encoder = SanaTransformer2DModel, ("text_encoder", "caption_channels")
     processors = ("SanaAttnProcessor2_0",)
 
     def segments(self, text: str, given: Mapping[str, Any]) -> dict[str, TokenizedPrompt]:
@@ -86,6 +86,10 @@ class SanaAdapter(CrossAdapter):
         longer = len(tokenizer.encode(before)) + room - 2 if before else room
         chosen = [0, *range(longer - room + 1, longer)]  # of the instruction, only its last position stays
         return {"gemma": read_text(tokenizer, text, longer, lower=True, before=before, chosen=chosen)}
+
+    def spoken(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        alone = {"complex_human_instruction": None} if self.negative else {}  # it stands before the prompt only
+        return {**super().spoken(given), **alone}
 
     def encode(self, text: str) -> tuple[Float[Tensor, "1 tokens dim"], dict[str, Tensor]]:
         said = self.default("complex_human_instruction")
@@ -113,7 +117,7 @@ class SanaAdapter(CrossAdapter):
 class SD3Adapter(TransformerAdapter):
     """SD 3 and 3.5: joint attention to a CLIP text (two encoders, one row of keys) and a T5 text."""
 
-    kind, joint = SD3Transformer2DModel, True
+    kind, joint, encoder = SD3Transformer2DModel, True, ("text_encoder_3", "joint_attention_dim")
     processors = ("JointAttnProcessor2_0", "XFormersJointAttnProcessor")
 
     def reads(self, path: str, part: nn.Module) -> bool:
@@ -134,10 +138,13 @@ class SD3Adapter(TransformerAdapter):
         return {"clip": clip, "t5": read_text(self.pipe.tokenizer_3, text, room)}
 
     def spoken(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        told, which = super().spoken(given), "negative_" if self.negative else ""
         for name in ("prompt_2", "prompt_3"):
-            if given.get(name) is not None and given[name] != given["prompt"]:
-                raise NotImplementedError(f"{name} differs from prompt: then a word's keys belong to two texts")
-        return given
+            if told.get(name) is not None and told[name] != told["prompt"]:
+                raise NotImplementedError(
+                    f"{which}{name} differs from {which}prompt: then a word's keys belong to two texts"
+                )
+        return told
 
     def guiding(self, made: Any) -> tuple[Tensor, Tensor | None]:
         return made[0], made[1]
@@ -170,6 +177,7 @@ class FluxAdapter(TransformerAdapter):
     """
 
     kind, joint, announces = FluxTransformer2DModel, True, TwoTexts
+    encoder = "text_encoder_2", "joint_attention_dim"
     processors = ("FluxAttnProcessor",)
 
     @property
@@ -183,6 +191,13 @@ class FluxAdapter(TransformerAdapter):
     @property
     def usual_guidance(self) -> float:
         return super().usual_guidance if self.network.config["guidance_embeds"] else 1.0
+
+    @property
+    def unguided(self) -> str:
+        """Why a run that was to be heard by its negative prompt has none."""
+        distilled = self.network.config["guidance_embeds"]
+        why = "guidance is distilled into it, in one pass without a negative branch" if distilled else "no guidance"
+        return f"{self.name} read no negative prompt ({why}); give true_cfg_scale > 1 and a negative_prompt"
 
     def native(self) -> tuple[int, int]:
         return (self.pipe.default_sample_size * self.pipe.vae_scale_factor,) * 2
@@ -253,7 +268,7 @@ class FluxAdapter(TransformerAdapter):
         self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None
     ) -> dict[str, Any]:
         if self.network.config["guidance_embeds"]:
-            if negative_prompt is not None:
+            if negative_prompt is not None or self.negative:
                 raise ValueError(
                     f"guidance is distilled into {self.name}, so it reads no negative prompt; call the pipeline itself "
                     "with true_cfg_scale"

@@ -13,7 +13,7 @@ from torch import Tensor
 from voxplain.adapters.base import Editor, Listener, Rows, announced_rows
 from voxplain.adapters.diffusers import cross_attention, refuse_unread
 from voxplain.adapters.folders import check_width
-from voxplain.adapters.generation import PipelineAdapter, Told, deep
+from voxplain.adapters.generation import PipelineAdapter, Told, deep, latent_grid
 from voxplain.adapters.pipelines import PipelineEvents, refuse_compiled
 from voxplain.adapters.prompts import tokenized
 from voxplain.adapters.slices import Parts, sliced_projections
@@ -45,12 +45,7 @@ class UNet3DAdapter(PipelineAdapter):
         refuse_compiled(unet)
         check_width([pipe.text_encoder.config.to_dict()], unet.config)
         self.pipe, self.layers, scale = pipe, cross_attention(unet), pipe.vae_scale_factor
-        native = unet.config["sample_size"] or 32
-        grid = (native, native) if isinstance(native, int) else tuple(native)
-        if size is not None:
-            if any(edge % scale for edge in size):
-                raise ValueError(f"size {size} is no multiple of {scale}, the pixels of a latent cell")
-            grid = tuple(edge // scale for edge in size)
+        grid = latent_grid(unet.config["sample_size"] or 32, size, scale)
         shape = (frames or self.default("num_frames"), *grid)
         super().__init__(pipe, unet, unet.config["in_channels"], shape, prompt)
         self.events = FramedEvents(pipe, unet, self._read, self.image_geometry, TEXT)
@@ -119,11 +114,9 @@ class UNet3DAdapter(PipelineAdapter):
     def asked(
         self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None
     ) -> dict[str, Any]:
-        asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        asked["negative_prompt"] = negative_prompt if negative_prompt is None else [negative_prompt] * samples
         frames, height, width = self.geometry.shape
         sizes = {"num_frames": frames, "height": height, "width": width}
-        return sizes | {name: value for name, value in asked.items() if value is not None}
+        return sizes | self.usual(samples, steps, guidance_scale, negative_prompt)
 
     def images(self, made: Any) -> Float[np.ndarray, "samples channels *spatial"]:
         return np.moveaxis(np.asarray(made.frames, np.float32), -1, 1)

@@ -1,5 +1,6 @@
 """Verbs that run a model: explain, ground, effect, train."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -191,7 +192,13 @@ def open_model(name: str, report: Callable[..., None], *, device: str | None = N
 
     from voxplain.loading import load
 
-    return load(name, device=device or ("cuda" if torch.cuda.is_available() else None), **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None), **options)
+    for one in caught:
+        if Path(one.filename).is_relative_to(Path(__file__).parents[1]):  # ours: a license, a guess that was made
+            say(f"warning: {one.message}")
+    return model
 
 
 def sized(model: Any, *size: int | None) -> Any:

@@ -1,5 +1,7 @@
 """What a pipeline announces while it generates, to whoever watches."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,3 +42,23 @@ class Step:
 
 
 Event = Run | Call | Step
+
+
+class Announcing:
+    """Tells what it does to all who are watching; whoever derives from it sets `_watchers` to an empty list."""
+
+    _watchers: list[Callable[[Event], None]]
+
+    @contextmanager
+    def watching(self, callback: Callable[[Event], None]) -> Iterator[None]:
+        """Hand every `Run`, `Call` and `Step` of the generations inside the block to `callback`."""
+        self._watchers.append(callback)
+        try:
+            yield
+        finally:
+            self._watchers.remove(callback)
+
+    def announce(self, event: Event) -> None:
+        """Tell all who are watching."""
+        for watcher in tuple(self._watchers):
+            watcher(event)

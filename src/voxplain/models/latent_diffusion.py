@@ -2,8 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,16 @@ from voxplain import __version__
 from voxplain.geometry import Geometry
 from voxplain.maps import Sample
 from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
 from voxplain.models.placing import placed
+from voxplain.models.requests import asked_for
 from voxplain.models.schedule import PREDICTIONS, alpha_bars, ddim_step, timesteps
 from voxplain.tokens import TokenizedPrompt
 
 Numbers = float | int | Sequence[float]
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(Announcing, nn.Module):
     """Denoiser, autoencoder and text encoder of a latent diffusion model.
 
     `config` names at least: name, image_shape, spacing (mm; None where nobody knows it), unit, intensity (lowest and
@@ -119,6 +119,10 @@ class LatentDiffusion(nn.Module):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return self.tokenizer.tokenize(prompt)
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words that training never showed."""
+        return self.tokenizer.unknown_words(prompt)
+
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
         """The context vectors of one prompt, padding included."""
         return self.text_encoder(torch.tensor([prompt.ids], device=self.device))
@@ -183,22 +187,13 @@ class LatentDiffusion(nn.Module):
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float | int,
-        context: Float[Tensor, "batch tokens dim"],
+        context: Float[Tensor, "contexts tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
         """The denoiser's prediction for rows of one noise level; a context of one row serves all of them."""
         levels = torch.full((len(latent),), float(timestep), device=latent.device)
         return self(latent, levels, context.expand(len(latent), -1, -1))
 
     # generation ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def watching(self, callback: Callable[[Event], None]) -> Iterator[None]:
-        """Hand every `Run`, `Call` and `Step` of the generations inside the block to `callback`."""
-        self._watchers.append(callback)
-        try:
-            yield
-        finally:
-            self._watchers.remove(callback)
 
     @torch.no_grad()
     def generate(
@@ -218,12 +213,9 @@ class LatentDiffusion(nn.Module):
         batch. `guidance_scale` 0..30: conditional and null rows run in one doubled batch, 1 spares the null rows.
         The null prompt is `negative_prompt`, else the empty text. `progress(done, steps)` is called after each step.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         steps = operator.index(self.config["steps"] if steps is None else steps)
         scale = float(self.config["guidance_scale"] if guidance_scale is None else guidance_scale)
-        self._check(texts, steps, scale, samples)
-        texts = [text for text in texts for _ in range(samples)]
-        seeds = _seeds(seed, len(texts))
+        texts, seeds = asked_for(prompt, seed, samples, steps, len(self.alphas), scale)
         prompts = tuple(self.tokenize(text) for text in texts)
         for cut in {text: one.truncated for text, one in zip(texts, prompts, strict=True) if one.truncated}.values():
             warnings.warn(f"the prompt is longer than the context; these words fell off: {cut!r}", stacklevel=2)
@@ -284,34 +276,10 @@ class LatentDiffusion(nn.Module):
                 progress(step + 1, steps)
         return latent
 
-    def announce(self, event: Event) -> None:
-        """Tell all who are watching."""
-        for watcher in tuple(self._watchers):
-            watcher(event)
-
     def _origin(self, prompt: TokenizedPrompt, seed: int) -> dict[str, Any]:
-        unknown = self.tokenizer.unknown_words(prompt.text)
+        unknown = self.unknown_words(prompt.text)
         return {"prompt": prompt.text, "seed": seed, "truncated": prompt.truncated, "unknown_words": unknown}
-
-    def _check(self, texts: Sequence[str], steps: int, scale: float, samples: int) -> None:
-        if not texts or any(not text.strip() for text in texts):
-            raise ValueError("the prompt is empty; say what the image should show, as in 'large left pleural effusion'")
-        if not 1 <= steps <= len(self.alphas):
-            raise ValueError(f"steps = {steps}; give 1 to {len(self.alphas)}")
-        if not 0 <= scale <= 30:  # NaN fails this too
-            raise ValueError(f"guidance_scale = {scale}; give 0 to 30 (1 is no guidance)")
-        if samples < 1:
-            raise ValueError(f"samples = {samples}; give 1 or more")
 
     @staticmethod
     def _rows(alpha: Tensor, latent: Tensor) -> Tensor:
         return alpha.reshape(-1, *(1 for _ in latent.shape[1:]))
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + number for number in range(count)]
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} samples; give one seed, or one a sample")
-    if min(seeds) < 0:
-        raise ValueError(f"seed = {min(seeds)}; give 0 or more")
-    return seeds

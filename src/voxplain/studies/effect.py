@@ -62,7 +62,7 @@ def keeping(adapter: Adapter, count: int = KEPT) -> Iterator[Callable[[], list[T
 def removal(adapter: Adapter, prompt: TokenizedPrompt) -> How:
     """How words are best removed: "after" the text encoder, but "before" it where the text becomes one vector."""
     with torch.no_grad():
-        return "after" if adapter.encode_prompt(prompt).shape[1] > 1 else "before"
+        return "after" if adapter.encode_prompt(prompt).shape[1] == adapter.text_keys(prompt) else "before"
 
 
 def differences(

@@ -74,6 +74,10 @@ def explain(
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
     tokens = _checked(adapter, prompt, chosen, seeds)
     spans = {tokens.find(phrase): phrase for phrase in phrases}
+    if parts is not None and not 1 <= parts <= steps:
+        raise ValueError(f"parts = {parts} of {steps} steps; give 1 to {steps}")
+    if parts and not any(recipe.needs_attention for recipe in chosen):
+        raise ValueError("parts of the steps are kept of attention; add a recipe that reads it, as 'mean'")
     if spans and "effect" not in (recipe.name for recipe in chosen):
         raise ValueError("phrases are measured by the recipe 'effect'; add it to `recipes`")
     job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts)

@@ -2,8 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,16 @@ from voxplain import __version__
 from voxplain.geometry import Geometry
 from voxplain.maps import Sample
 from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
 from voxplain.models.medsyn.channels import from_physical, names, to_physical, volume_geometry
 from voxplain.models.medsyn.network import MedSynNetwork
 from voxplain.models.medsyn.sampling import alpha_bar, ddim_step, timesteps
 from voxplain.models.medsyn.text import TextEncoder
+from voxplain.models.requests import asked_for
 from voxplain.tokens import TokenizedPrompt
 
 
-class MedSyn(nn.Module):
+class MedSyn(Announcing, nn.Module):
     """Network and text encoder, sampled as the public scripts do: DDIM without noise, clean volumes clipped to -1..1.
 
     `shape` is (slices, rows, columns) of a volume; it always covers the whole atlas. `facts` go into the provenance of
@@ -85,6 +85,10 @@ class MedSyn(nn.Module):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return self.text_encoder.tokenize(prompt)
 
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words that the text encoder cannot spell."""
+        return self.text_encoder.unknown_words(prompt)
+
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
         """The features of one prompt at all positions, padding included."""
         return self.text_encoder(prompt.text)
@@ -115,20 +119,6 @@ class MedSyn(nn.Module):
 
     # generation ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def watching(self, callback: Callable[[Event], None]) -> Iterator[None]:
-        """Hand every `Run`, `Call` and `Step` of the generations inside the block to `callback`."""
-        self._watchers.append(callback)
-        try:
-            yield
-        finally:
-            self._watchers.remove(callback)
-
-    def announce(self, event: Event) -> None:
-        """Tell all who are watching."""
-        for watcher in tuple(self._watchers):
-            watcher(event)
-
     @torch.no_grad()
     def generate(
         self,
@@ -149,12 +139,9 @@ class MedSyn(nn.Module):
         runs the text alone; otherwise the null text runs in a second pass. The null text is the learned one, or
         `negative_prompt` where given. `progress(done, steps)` is called after each evaluation.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         steps = operator.index(self.steps if steps is None else steps)
         scale = float(self.guidance_scale if guidance_scale is None else guidance_scale)
-        self._check(texts, steps, scale, samples)
-        texts = [text for text in texts for _ in range(samples)]
-        seeds = _seeds(seed, len(texts))
+        texts, seeds = asked_for(prompt, seed, samples, steps, 1001, scale)
         prompts = tuple(self.tokenize(text) for text in texts)
         for cut in dict.fromkeys(one.truncated for one in prompts if one.truncated):
             warnings.warn(f"the prompt is longer than the context; these words fell off: {cut!r}", stacklevel=2)
@@ -226,24 +213,5 @@ class MedSyn(nn.Module):
         return self.encode_prompt(self.tokenize(negative)) if negative else self.network.null_cond_emb
 
     def _origin(self, prompt: TokenizedPrompt, seed: int) -> dict[str, Any]:
-        unknown = self.text_encoder.unknown_words(prompt.text)
+        unknown = self.unknown_words(prompt.text)
         return {"prompt": prompt.text, "seed": seed, "truncated": prompt.truncated, "unknown_words": unknown}
-
-    def _check(self, texts: Sequence[str], steps: int, scale: float, samples: int) -> None:
-        if not texts or any(not text.strip() for text in texts):
-            raise ValueError("the prompt is empty; say what the CT should show, as in 'large left pleural effusion'")
-        if not 1 <= steps <= 1001:
-            raise ValueError(f"steps = {steps}; give 1 to 1001")
-        if not 0 <= scale <= 30:  # NaN fails this too
-            raise ValueError(f"guidance_scale = {scale}; give 0 to 30 (1 is no guidance)")
-        if samples < 1:
-            raise ValueError(f"samples = {samples}; give 1 or more")
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + number for number in range(count)]
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} samples; give one seed, or one a sample")
-    if min(seeds) < 0:
-        raise ValueError(f"seed = {min(seeds)}; give 0 or more")
-    return seeds

@@ -34,7 +34,7 @@ THORAX: dict[str, Any] = {
     "autoencoder": {
         "patch": 4,
         "channels": [64],
-        "latent_channels": 8,
+        "latent_channels": 16,
         "num_res_blocks": 2,
         "norm_num_groups": 8,
         "refinement": 8,
