@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 TITLES = {
-    "thorax": "Where the words of `thorax` point, with controls (60 dev phantoms; the test seeds are untouched)",
+    "choose_layers": "Layers of `thorax` to average, chosen on half of 96 dev phantoms; AUC on the other half",
+    "thorax": "Where the words of `thorax` point, with controls (48 dev phantoms; the test seeds are untouched)",
     "segmenter_unseen": "The rule-based judge on phantoms it was not tuned on",
     "text_gain": "How much of the denoising loss of `thorax` its text saves",
 }

@@ -153,7 +153,7 @@ class Bench:
     # localization on phantoms -------------------------------------------------------------------------------------
 
     def phantoms(self, index: int) -> list[dict[str, Any]]:
-        case, text, mention = self._mentioned(index)
+        case, text, mention = self.mentioned(index)
         if mention is None or mention.mask is None or not mention.mask.any():
             return []
         tokens = self.adapter.tokenize(text)
@@ -166,15 +166,17 @@ class Bench:
         recipes = self.recipes()
         named = {r.name: reduce(recorded, r) for r in recipes}
         span = first, first + len(absent)
-        extra = {f"{r.name} of an absent finding": _of(reduce(other, r), swapped, span, case.geometry) for r in recipes}
+        extra = {
+            f"{r.name} of an absent finding": map_of(reduce(other, r), swapped, span, case.geometry) for r in recipes
+        }
         raw = reduce(record(self.untrained, [tokens], [states], PER_LAYER)[0], PER_LAYER)
-        extra["untrained"] = _of(raw, tokens, mention.span, case.geometry)
+        extra["untrained"] = map_of(raw, tokens, mention.span, case.geometry)
         extra["mean_mask"] = self._same_text(mention)
         region = case.organs[mention.region]
         row = self._score(mention, tokens, mention.mask, region, named, thinned(states), case.image[0], extra, case)
         return [row]
 
-    def _mentioned(self, index: int) -> tuple[Case, str, Mention | None]:
+    def mentioned(self, index: int) -> tuple[Case, str, Mention | None]:
         """A case of each core kind in turn, with a composed text and the mention of that kind."""
         kind = CORE[index % len(CORE)]
         rng = np.random.default_rng((79, draw_seed(self.options.split), index))
@@ -186,7 +188,7 @@ class Bench:
 
     def layers(self, index: int) -> list[dict[str, Any]]:
         """AUC inside the named region of every layer alone, at the noisier and the cleaner half of the levels."""
-        case, text, mention = self._mentioned(index)
+        case, text, mention = self.mentioned(index)
         if mention is None or mention.mask is None or not mention.mask.any():
             return []
         tokens = self.adapter.tokenize(text)
@@ -198,7 +200,7 @@ class Bench:
             maps = record(self.adapter, [tokens], [some], PER_LAYER)[0]
             for layer in self.adapter.layers:
                 made = reduce(maps, replace(PER_LAYER, layers=(layer,)))
-                heat = _of(made, tokens, mention.span, case.geometry)
+                heat = map_of(made, tokens, mention.span, case.geometry)
                 row[f"{layer}/{half}"] = _try(localization.auc_roc, heat, mention.mask, region)
         return [row]
 
@@ -240,12 +242,12 @@ class Bench:
         """Every map of the mention against the truth; of other words, three are measured."""
         row: dict[str, Any] = {"kind": mention.kind, "region": mention.region, "voxels": int(truth.sum())}
         geometry = self.adapter.geometry
-        own = _rows_of(tokens, mention.span)
+        own = rows_of(tokens, mention.span)
         others = [w.rows for w in tokens.words if not set(w.rows) & set(own)]
         others = [others[i] for i in np.random.default_rng(len(tokens.text)).permutation(len(others))[:3]]
         changes = differences(self.adapter, tokens, states, [*((r,) for r in own), *others, tuple(own)])
         spread = [Heatmap("", values, geometry.at(values.shape)).resize(geometry).values for values in changes]
-        maps = {name: _of(attribution, tokens, mention.span, geometry) for name, attribution in named.items()}
+        maps = {name: map_of(attribution, tokens, mention.span, geometry) for name, attribution in named.items()}
         maps["effect"], maps["effect_phrase"] = np.mean(spread[: len(own)], axis=0), spread[-1]
         told = dict(maps)  # what is ours, not a control
         maps["region_lit"] = controls.region_lit(region)
@@ -317,14 +319,14 @@ def _region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
     return anatomy.side(name.split()[0]) if name.endswith(" lung") else anatomy.lobes()[name]
 
 
-def _rows_of(tokens: TokenizedPrompt, span: tuple[int, int]) -> list[int]:
+def rows_of(tokens: TokenizedPrompt, span: tuple[int, int]) -> list[int]:
     """The rows of the pieces inside a character span."""
     return [r for r, p in enumerate(tokens.kept) if (s := tokens.spans[p]) and span[0] <= s[0] and s[1] <= span[1]]
 
 
-def _of(attribution: Attribution, tokens: TokenizedPrompt, span: tuple[int, int], geometry: Geometry) -> np.ndarray:
+def map_of(attribution: Attribution, tokens: TokenizedPrompt, span: tuple[int, int], geometry: Geometry) -> np.ndarray:
     """The mean map of the pieces inside a character span, at full resolution."""
-    heat = Heatmap("", attribution.maps[_rows_of(tokens, span)].mean(0), attribution.geometry)
+    heat = Heatmap("", attribution.maps[rows_of(tokens, span)].mean(0), attribution.geometry)
     return heat.resize(geometry).values
 
 

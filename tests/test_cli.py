@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from voxplain import loading
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.cli import app
+from voxplain.geometry import regular
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
 from voxplain.masks import joint, top_fraction
@@ -209,6 +210,37 @@ def test_export_writes_one_map_a_word_and_recipe(made, tmp_path):
         expected = kept.word("effusion", recipe=recipe).resize(kept.sample.geometry).values
         np.testing.assert_allclose(read_volume(path)[0], expected, atol=1e-6)
     assert json.loads((tmp_path / "maps" / "export.json").read_text())["prompt"] == PROMPT
+
+
+def test_maps_are_laid_over_a_volume_from_elsewhere(made, tmp_path):
+    kept = load_run(made)
+    finer = kept.sample.geometry.at(tuple(2 * size for size in kept.sample.geometry.shape))
+    volume = np.random.default_rng(0).normal(size=finer.shape).astype(np.float32)
+    write_volume(tmp_path / "fine.nii.gz", volume, finer)
+    on = ("--on", tmp_path / "fine.nii.gz")
+    result = call("export", made, "--nifti", tmp_path / "maps", "--word", "effusion", *on)
+    assert result.exit_code == 0 and "covers" not in result.stderr, result.stderr
+    assert np.array_equal(read_volume(tmp_path / "maps" / "sample.nii.gz")[0], volume)
+    (path,) = (tmp_path / "maps" / "mean").glob("*effusion.nii.gz")
+    values, geometry = read_volume(path)
+    assert geometry.same_as(finer)
+    np.testing.assert_allclose(values, kept.word("effusion").resize(finer).values, atol=1e-6)
+    assert call("mask", made, "effusion", "--out", tmp_path / "m.nii.gz", *on).exit_code == 0
+    assert read_volume(tmp_path / "m.nii.gz")[1].same_as(finer)
+    assert call("overlay", made, "left", "--out", tmp_path / "own.png").exit_code == 0
+    assert call("overlay", made, "left", "--out", tmp_path / "on.png", *on).exit_code == 0
+    assert (tmp_path / "own.png").read_bytes() != (tmp_path / "on.png").read_bytes()
+
+    away = regular(finer.shape, 1.0, (900.0, 0.0, 0.0))
+    write_volume(tmp_path / "away.nii.gz", volume, away)
+    far = ("overlay", made, "left", "--out", tmp_path / "b.png", "--on", tmp_path / "away.nii.gz")
+    refused(call(*far), "outside of the run's field of view", "'run'")
+    assert call(*far, "--place", "run").exit_code == 0
+    refused(call("overlay", made, "left", "--out", tmp_path / "c.png", "--place", "run"), "name it by --on")
+    half = regular((1, *finer.shape[1:]), finer.spacing, finer.affine[:-1, -1].tolist())
+    write_volume(tmp_path / "half.nii.gz", volume[:1], half)
+    result = call("overlay", made, "left", "--out", tmp_path / "d.png", "--on", tmp_path / "half.nii.gz")
+    assert result.exit_code == 0 and "of the run's field of view" in result.stderr
 
 
 def test_report_writes_the_page_anew(run):

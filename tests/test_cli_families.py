@@ -1,10 +1,15 @@
 """Every family that users bring opens by one name and runs end to end from the command line, on tiny models."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+import tiny_bundles
 import tiny_pipelines as tiny
+import torch
 from medsyn_models import PIECES, small_bert, small_network
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import voxplain
@@ -15,6 +20,14 @@ from voxplain.io.run import load_run
 def call(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.stderr, result.exception)
+    return result
+
+
+def failed(arguments, message):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, (result.exit_code, result.stderr, result.exception)
+    assert result.stderr.strip().startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert message in result.stderr, result.stderr
     return result
 
 
@@ -34,6 +47,17 @@ def medsyn(tmp_path_factory):
     )
     small_bert(200).save_pretrained(folder / "bert")
     (folder / "bert" / "vocab.txt").write_text("\n".join(PIECES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    tiny_bundles.write(folder / "chest")
+    facts = {"intensity": [-1000, 1000], "unit": "HU", "spacing": [5, 4, 3], "orientation": "RAS"}
+    (folder / "chest" / "configs" / "voxplain.json").write_text(json.dumps(facts))
+    tiny_bundles.bert(folder / "bert")
+    tiny_bundles.bert(folder / "wide", width=24)
     return folder
 
 
@@ -66,6 +90,87 @@ def test_a_medsyn_checkpoint_with_its_text_encoder(medsyn, tmp_path):
     made = load_run(run)
     assert made.sample.unit == "HU" and made.sample.image.shape[1:] == (64, 64, 64)
     assert made.attributions["mean"].maps.shape[1] == 64
+    call("effect", run, "left effusion")  # the run remembers the text encoder
+    assert load_run(run).word("left effusion", recipe="effect").values.max() > 0
+
+
+def test_a_bundle_from_explaining_to_checking(bundle, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.chdir(bundle)
+    model = ["chest", "--text-encoder", "bert"]
+    call("explain", "large left effusion", "--model", *model, "--out", run, "--steps", 2)
+    made = load_run(run)
+    assert made.sample.unit == "HU" and made.sample.geometry.spacing == (5, 4, 3)
+    assert made.attributions["mean"].maps.shape == (5, 2, 3, 4) and made.provenance["model"] == "chest"
+    rows = json.loads(call("words", run, "--json").stdout)["words"]
+    assert [row["word"] for row in rows] == ["large", "left", "effusion"] and set(rows[0]["recipes"]) == {
+        "mean", "effect"
+    }  # fmt: skip
+
+    monkeypatch.chdir(tmp_path)  # names that were given from elsewhere are remembered as whole paths
+    assert made.provenance["source"] == str(bundle / "chest")
+    assert made.provenance["opened_with"] == {"text_encoder": str(bundle / "bert")}
+    call("effect", run, "left effusion")
+    assert load_run(run).word("left effusion", recipe="effect").values.max() > 0
+    call("effect", run, "effusion", "--total")
+    assert (run / "total-effusion.nii.gz").exists()
+    monkeypatch.chdir(bundle)
+    found = json.loads(call("check", *model, "--json").stdout)
+    assert set(found["promises"].values()) == {None} and len(found["layers"]) == 4 and not found["refused"]
+
+
+def test_a_text_encoder_that_is_gone_is_named_and_can_be_given_anew(bundle, tmp_path):
+    run, folder = tmp_path / "run", shutil.copytree(bundle, tmp_path / "models")
+    options = ["--text-encoder", folder / "bert", "--steps", 1, "--recipe", "effect"]
+    call("explain", "large left effusion", "--model", folder / "chest", "--out", run, *options)
+    (folder / "bert").rename(folder / "moved")
+    failed(["effect", run, "left effusion"], f"the text encoder {folder / 'bert'}, which is no longer there")
+    call("effect", run, "left effusion", "--text-encoder", folder / "moved")
+    failed(["effect", run, "effusion", "--text-encoder", bundle / "wide"], "vectors of 24 numbers")
+    (folder / "chest").rename(folder / "thorax")
+    failed(["effect", run, "effusion"], f"the model {folder / 'chest'}, which is no longer there; name it by --model")
+
+
+def broken(case, place, diffusion, medsyn, bundle):
+    """A model that cannot be opened: the arguments that name it."""
+    if case == "empty folder":
+        place.mkdir()
+        return ["--model", place]
+    if case == "missing component":
+        shutil.copytree(diffusion, place)
+        shutil.rmtree(place / "vae")
+        return ["--model", place]
+    if case == "text encoder of another width":
+        return ["--model", bundle / "chest", "--text-encoder", bundle / "wide"]
+    if case == "no text encoder":
+        return ["--model", bundle / "chest"]
+    place.mkdir()
+    state = load_file(medsyn / "a.safetensors")
+    state |= {"code": Code()} if case == "code in a pickle" else {"odd": torch.zeros(1)}
+    torch.save({name: value for name, value in state.items() if "init_conv.bias" not in name}, place / "a.bin")
+    return ["--model", f"medsyn:{place / 'a.bin'}", "--text-encoder", medsyn / "bert"]
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("empty folder", "(a folder that holds nothing): give one of"),
+        ("missing component", "the component 'vae' of StableDiffusionPipeline is missing"),
+        ("text encoder of another width", "vectors of 24 numbers, but the denoiser's cross_attention_dim is 16"),
+        ("no text encoder", "brings no text encoder; give text_encoder"),
+        ("code in a pickle", "a pickle that holds code"),
+        ("names that do not fit", "1 missing: init_conv.bias; 1 unexpected: odd"),
+    ],
+)
+def test_models_that_cannot_be_opened_end_in_one_line(case, message, diffusion, medsyn, bundle, tmp_path):
+    given = broken(case, tmp_path / "model", diffusion, medsyn, bundle)
+    result = failed(["explain", "large left effusion", "--out", tmp_path / "run", *given], message)
+    assert "this ran" not in result.stdout and not (tmp_path / "run").exists()
 
 
 def test_options_that_a_model_does_not_take_are_refused_by_name(diffusion, medsyn, tmp_path):

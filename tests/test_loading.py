@@ -11,6 +11,12 @@ def test_an_unknown_model_names_what_there_is(name):
         voxplain.load(name)
 
 
+def test_a_folder_of_something_else_says_what_it_holds(tmp_path):
+    (tmp_path / "config.json").write_text("{}")  # a text encoder, say
+    with pytest.raises(ValueError, match=r"no model .* \(a folder that holds config.json\): give one of 'thorax'"):
+        voxplain.load(tmp_path)
+
+
 def test_a_name_that_is_not_there_says_what_is():
     with pytest.raises(AttributeError, match="no 'explian'; it has .*explain"):
         voxplain.explian  # noqa: B018

@@ -107,7 +107,7 @@ def unet(channels=(8, 16, 16), *, heads=(2, 4, 4), sample=16, width=WIDTH, input
     )
 
 
-def vae(scale=2):
+def vae(scale=2, channels=4):
     """`scale` pixels a latent cell: a power of two."""
     levels = scale.bit_length()
     return seeded(
@@ -117,7 +117,7 @@ def vae(scale=2):
             up_block_types=("UpDecoderBlock2D",) * levels,
             layers_per_block=1,
             norm_num_groups=2,
-            latent_channels=4,
+            latent_channels=channels,
         )
     )
 
@@ -141,6 +141,11 @@ def sd(kind=StableDiffusionPipeline, *, network=None, tokenizer=None, encoder=No
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def sd2():
+    """What Stable Diffusion 2 does otherwise: linear projections around attention, and a prediction of v."""
+    return sd(network=unet(use_linear_projection=True), levels=scheduler(prediction_type="v_prediction"))
 
 
 def img2img(**options):

@@ -72,8 +72,8 @@ def gemma(tokenizer):
     return tiny.seeded(Gemma2Model(config))
 
 
-def shifted_vae():
-    vae = tiny.vae()
+def shifted_vae(channels=4):
+    vae = tiny.vae(channels=channels)
     vae.register_to_config(shift_factor=0.1)
     return vae
 
@@ -142,13 +142,13 @@ def sana(qk_norm="rms_norm_across_heads"):
     )
 
 
-def sd3(with_t5=True, **shift):
+def sd3(with_t5=True, channels=4, **shift):
     """Two layers, the first also with attention of the image to itself alone; a cell is four pixels wide."""
     tokenizer, second, third = tiny.clip_tokenizer(), tiny.clip_tokenizer(pad="a"), t5_tokenizer()
     network = SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -163,7 +163,7 @@ def sd3(with_t5=True, **shift):
         StableDiffusion3Pipeline(
             transformer=tiny.seeded(network),
             scheduler=FlowMatchEulerDiscreteScheduler(**shift),
-            vae=shifted_vae(),
+            vae=shifted_vae(channels),
             text_encoder=tiny.clip(tokenizer, CLIPTextModelWithProjection),
             tokenizer=tokenizer,
             text_encoder_2=tiny.clip(second, CLIPTextModelWithProjection),

@@ -47,11 +47,13 @@ def load(
         _refuse(name, dtype=dtype)
         encoder = _needed(text_encoder, name)
         model = _part("voxplain.models.bundle").load(folder, text_encoder=encoder, trust_code=trust_code)
-    elif name.startswith(NAMES) or folder.is_dir():  # thorax-2d was trained several times; thorax knows its own names
+    elif name.startswith(NAMES) or any(folder.glob("weights-*.safetensors")):  # thorax knows its own names
         _refuse(name, text_encoder=text_encoder, dtype=dtype, trust_code=trust_code)
         model = _part("voxplain.models.thorax").load(name)
     else:
-        raise ValueError(f"there is no model {name!r}: {KINDS}")
+        found = [each.name for each in sorted(folder.glob("*"))[:8]]
+        holds = f" (a folder that holds {', '.join(found) or 'nothing'})" if folder.is_dir() else ""
+        raise ValueError(f"there is no model {name!r}{holds}: {KINDS}")
     return model.to(device) if device else model
 
 

@@ -41,6 +41,7 @@ def left_behind(pipe):
 IMAGE = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
 CALLS = {  # what each pipeline is called with beside the prompt; images are of 24 x 40 pixels
     "text": (tiny.sd, {"height": 24, "width": 40}),
+    "version 2": (tiny.sd2, {"height": 24, "width": 40}),
     "xl": (tiny.sdxl, {"height": 24, "width": 40}),
     "img2img": (tiny.img2img, {"image": IMAGE, "strength": 0.5, "num_inference_steps": 4}),
     "inpaint": (tiny.inpaint, {"image": IMAGE, "mask_image": IMAGE[:, :1].round(), "height": 24, "width": 40}),
@@ -225,8 +226,9 @@ def test_a_level_outside_of_a_sigma_schedule_is_refused():
         adapter.add_noise(latent, latent, 17.5)
 
 
-def test_half_precision_models_accumulate_in_single():
-    pipe, plain = tiny.sd().to(torch.bfloat16), tiny.sd()
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_models_accumulate_in_single(half):
+    pipe, plain = tiny.sd().to(half), tiny.sd()
     mine, theirs = traced(pipe, num_inference_steps=1).attribution(), traced(plain, num_inference_steps=1).attribution()
     assert mine.maps.dtype == np.float32
     assert np.abs(mine.maps.sum(0) + mine.padding - 1).max() < 1e-5, "half precision would miss one by a thousandth"
@@ -283,7 +285,7 @@ def test_an_unknown_processor_is_named_with_its_layer_also_when_it_comes_late():
         pipe.unet.get_submodule(layer).set_processor(Strange())
         with pytest.raises(NotImplementedError, match=f"{layer} attends by Strange"):
             run(pipe)
-    with pytest.raises(NotImplementedError, match="attends by Strange"), trace(pipe):
+    with pytest.raises(NotImplementedError, match="attends by Strange.*docs/adapters.md"), trace(pipe):
         pytest.fail("the block was entered")
     assert left_behind(pipe)[0] == 0
 
@@ -320,12 +322,14 @@ def test_other_networks_and_layers_are_named():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
-@pytest.mark.parametrize("how", ["whole", "in place", "a block", "after the adapter"])
+@pytest.mark.parametrize("how", ["whole", "in place", "a block", "a wrapped block", "after the adapter"])
 def test_a_compiled_network_is_refused(how):
     pipe = tiny.sd()
     adapter = as_adapter(pipe) if how == "after the adapter" else pipe
     if how == "whole":
         pipe.unet = torch.compile(pipe.unet, backend="eager")
+    elif how == "a wrapped block":
+        pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
     else:
         (pipe.unet.mid_block if how == "a block" else pipe.unet).compile(backend="eager")
     with pytest.raises(ValueError, match="compiled .* trace it uncompiled"), trace(adapter):
@@ -337,6 +341,20 @@ def test_offloaded_weights_are_heard_as_they_run():
     expected = traced(pipe).attribution().maps
     accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
     assert np.array_equal(traced(pipe).attribution().maps, expected)
+
+
+def test_a_layer_that_runs_without_its_hooks_is_an_error_and_no_partial_map():
+    pipe = tiny.sd()
+    layer = as_adapter(pipe).layers[2]
+    attention = pipe.unet.get_submodule(layer)
+    attention._call_impl = attention.forward  # whatever hides a layer does this: it runs, and none of its hooks do
+    tracer = traced(pipe)
+    with pytest.raises(ValueError, match=rf"{layer} was recorded 0 times in 2 steps"):
+        tracer.attribution()
+    del attention._call_impl
+    attention.to_k._call_impl = attention.to_k.forward
+    with pytest.raises(RuntimeError, match=rf"{layer} ran, but not all of it was heard"):
+        traced(pipe)
 
 
 def test_pipelines_that_need_an_image_do_not_generate_but_are_traced():

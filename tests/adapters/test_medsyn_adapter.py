@@ -160,6 +160,14 @@ def test_the_maps_know_nothing_of_guidance_after_the_first_step():
     assert np.array_equal(*maps)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
+def test_a_compiled_network_is_refused():
+    model = small_model()
+    model.network.mid_cross_attn1.compile(backend="eager")
+    with pytest.raises(ValueError, match="compiled .mid_cross_attn1.*trace it uncompiled"), trace(model):
+        pytest.fail("the block was entered")
+
+
 def test_a_batch_that_nobody_announced_is_refused():
     adapter = MedSynAdapter(small_model())
     volume, text = torch.zeros(1, *adapter.latent_shape), torch.zeros(1, CONTEXT, WIDTH)

@@ -272,6 +272,16 @@ def test_a_network_without_text_and_a_layer_with_a_mask_are_refused():
         MonaiAdapter(pipeline)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
+def test_a_compiled_network_is_refused():
+    whole, part = make(), make()
+    whole.unet = torch.compile(whole.unet, backend="eager")
+    part.unet.middle_block.compile(backend="eager")
+    for pipeline, where in ((whole, "the whole of it"), (part, "middle_block")):
+        with pytest.raises(ValueError, match=f"compiled .{where}.*trace it uncompiled"), trace(pipeline):
+            pytest.fail("the block was entered")
+
+
 def test_an_unknown_model_is_refused_with_what_is_known():
-    with pytest.raises(TypeError, match="no adapter for Identity; known: .*LatentDiffusion"):
+    with pytest.raises(TypeError, match="no adapter for Identity; known: .*LatentDiffusion.*docs/adapters.md"):
         as_adapter(nn.Identity())

@@ -1,5 +1,6 @@
 """Diffusion transformers as their users call them: what is heard, for whom, and that nothing changes by it."""
 
+import accelerate
 import numpy as np
 import pytest
 import tiny_transformers as tiny
@@ -302,8 +303,6 @@ def test_the_negative_prompt_has_maps_on_request(name):
     swapped = traced(name, pipe, other, negative_prompt=PROMPT, **{**GUIDED.get(name, {}), **once}).attribution()
     assert one.prompt == swapped.prompt and one.prompt.text == other
     np.testing.assert_allclose(one.maps, swapped.maps, atol=1e-5)  # at the first step both read the same noise
-    plain = traced(name, pipe, **{**GUIDED.get(name, {}), **once}).attribution()
-    assert np.abs(one.padding - plain.padding).max() > 1e-3, "the maps are those of the prompt"
     two = negative(name, pipe, [PROMPT, PROMPT], negative_prompt=[other, "right thorax"]).attributions()
     assert [each.prompt.text for each in two] == [other, "right thorax"]
 
@@ -353,7 +352,8 @@ FROM_IMAGES = {
 @pytest.mark.parametrize("kind", FROM_IMAGES)
 def test_pipelines_that_begin_with_an_image_are_heard_in_the_steps_that_run(kind):
     name, make, more = FROM_IMAGES[kind]
-    pipe, levels = tiny.quiet(make(**MADE[name]().components)), []
+    parts = tiny.sd3(channels=16) if make is StableDiffusion3InpaintPipeline else MADE[name]()  # it takes no other
+    pipe, levels = tiny.quiet(make(**parts.components)), []
     options = {**GUIDED.get(name, {}), **more, "strength": 0.5, "num_inference_steps": 4, "negative_prompt": "nodule"}
     plain, before = run(name, pipe, **options), left_behind(pipe)
     adapter = as_adapter(pipe, negative=True)
@@ -396,6 +396,14 @@ def test_a_compiled_network_is_refused():
     pipe.transformer.transformer_blocks[0].compile(backend="eager")
     with pytest.raises(ValueError, match=r"compiled .*transformer_blocks\.0"):
         as_adapter(pipe)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_offloaded_weights_are_heard_as_they_run(name):
+    pipe = MADE[name]()
+    expected = traced(name, pipe).attribution().maps
+    accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+    assert np.array_equal(traced(name, pipe).attribution().maps, expected)
 
 
 def test_projections_that_are_exchanged_in_the_block_are_an_error():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import explained
 
-from voxplain.io import RunError, add_to_run, load_run, run, save_run
+from voxplain.io import RunError, add_to_run, folders, load_run, run, save_run
 from voxplain.maps import Explanation
 
 FILES = {"run.json", "sample.nii.gz", "attribution.npz", "overlay.png", "report.html"}
@@ -123,6 +123,22 @@ def test_an_interruption_between_the_two_renames_brings_the_old_run_back(folder,
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert load_run(folder).sample.geometry.ndim == 3
+
+
+def test_an_interruption_while_the_old_run_is_removed_leaves_the_new_one_alone(folder, tmp_path, monkeypatch):
+    rmtree, calls = folders.shutil.rmtree, []
+
+    def interrupted(path, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return rmtree(path, **options)
+
+    monkeypatch.setattr(folders.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_run(explained((12, 16)), folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert load_run(folder).sample.geometry.ndim == 2
 
 
 @pytest.mark.parametrize("name", ["sample.nii.gz", "attribution.npz"])

@@ -10,6 +10,7 @@ from voxplain.metrics import (
     mean_mask,
     random_half,
     region_lit,
+    same_text_partners,
 )
 
 
@@ -61,3 +62,28 @@ def test_the_center_prior_is_highest_in_the_middle_and_symmetric():
 def test_a_lit_region_is_the_region():
     region = np.array([True, False])
     np.testing.assert_array_equal(region_lit(region), [1.0, 0.0])
+
+
+def test_masks_are_swapped_only_between_cases_of_identical_text_and_each_is_used_once():
+    texts = ["left effusion", "nodule", "left effusion", "Left effusion", "left effusion", "nodule"]
+    partners = same_text_partners(texts)
+    assert partners[3] is None, "another letter is another text"
+    assert all(
+        partner is None or (texts[partner] == texts[case] and partner != case) for case, partner in enumerate(partners)
+    )
+    assert sorted(p for p in partners if p is not None) == [0, 1, 2, 4, 5]
+    assert partners == same_text_partners(texts)
+    assert same_text_partners([]) == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_partner_is_another_patient_whenever_nobody_owns_more_than_half(seed):
+    patients = ["a", "a", "a", "b", "b", "c"]
+    partners = same_text_partners(["x"] * 6, patients, seed=seed)
+    assert sorted(partners) == list(range(6))
+    assert all(patients[case] != patients[partner] for case, partner in enumerate(partners))
+    alone = same_text_partners(["x"] * 4, ["a", "a", "a", "b"], seed=seed)
+    assert sum(partner is not None for partner in alone) == 2
+    assert same_text_partners(["x"] * 3, ["a"] * 3, seed=seed) == (None, None, None)
+    with pytest.raises(ValueError, match="6 texts but 1 patients"):
+        same_text_partners(["x"] * 6, ["a"])

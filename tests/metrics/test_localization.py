@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from voxplain.metrics import (
     Undefined,
     auc_roc,
+    average_precision,
     chance_level,
     cnr,
     mass_inside,
@@ -64,6 +65,24 @@ def test_auc_is_unchanged_by_increasing_maps_and_reflected_by_decreasing_ones(se
 
 
 @settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 3]))
+def test_average_precision_is_the_area_under_the_steps_of_precision_and_recall(seed, levels):
+    scores, truth = drawn(seed, levels=levels)
+    area, recall = 0.0, 0.0
+    for threshold in np.unique(scores)[::-1]:
+        found = scores >= threshold
+        reached = (found & truth).sum() / truth.sum()
+        area, recall = area + (reached - recall) * (found & truth).sum() / found.sum(), reached
+    assert average_precision(scores, truth) == pytest.approx(area, abs=1e-12)
+
+
+def test_average_precision_of_a_worked_example_and_of_a_constant_map():
+    assert average_precision(np.array([0.05, 0.15, 0.35, 0.9]), np.array([True, False, False, True])) == 0.75
+    assert average_precision(np.zeros(4), np.array([True, False, False, False])) == 0.25
+    assert average_precision(SCORES, np.ones_like(TRUTH)) == 1.0
+
+
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), a=st.floats(0.01, 100), b=st.floats(-50, 50))
 def test_cnr_is_unchanged_by_affine_maps_and_flips_with_the_sign(seed, a, b):
     scores, truth = drawn(seed)
@@ -108,7 +127,7 @@ def test_a_constant_map_is_chance_where_it_has_a_value_and_undefined_elsewhere()
         rank_correlation(flat, SCORES)
 
 
-@pytest.mark.parametrize("metric", [auc_roc, cnr, pointing_game, mass_inside])
+@pytest.mark.parametrize("metric", [auc_roc, average_precision, cnr, pointing_game, mass_inside])
 def test_an_empty_truth_is_undefined_and_not_zero(metric):
     with pytest.raises(Undefined, match="empty") as error:
         metric(SCORES, np.zeros_like(TRUTH))

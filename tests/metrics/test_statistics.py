@@ -85,3 +85,52 @@ def test_wilson_equals_its_formula_and_keeps_a_width_at_the_ends():
         wilson(0, 0)
     with pytest.raises(ValueError, match="successes"):
         wilson(3, 2)
+
+
+def test_values_of_one_patient_count_as_one_piece_of_news():
+    rng = np.random.default_rng(4)
+    patients = [patient for patient in range(20) for _ in range(10)]
+    values = rng.normal(size=20)[patients] + rng.normal(0, 0.05, 200)
+    each, whole = bootstrap(values), bootstrap(values, clusters=patients)
+    assert whole.n == 200 and whole.mean == each.mean and whole.note == "20 clusters drawn whole"
+    assert 2 < (whole.high - whole.low) / (each.high - each.low) < 4, "about the root of ten"
+
+
+def test_clusters_of_one_change_the_interval_by_chance_only_and_names_do_not_matter():
+    values = list(np.random.default_rng(5).normal(size=50))
+    alone = bootstrap(values, clusters=[f"patient {index}" for index in range(50)])
+    plain = bootstrap(values)
+    assert (alone.low, alone.high) == (pytest.approx(plain.low, abs=0.02), pytest.approx(plain.high, abs=0.02))
+    assert paired_gain(values, [0.0] * 50, clusters=list(range(50))) == alone
+
+
+def test_clusters_weigh_by_their_size():
+    values, patients = [1.0, 1.0, 1.0, 0.0, 0.5], ["a", "a", "a", "b", "c"]
+    found = bootstrap(values, clusters=patients)
+    assert found.mean == pytest.approx(0.7) and 0 <= found.low <= 0.7 <= found.high <= 1
+
+
+def test_degenerate_clusters_say_so():
+    assert bootstrap([0.1, 0.9], clusters=["a", "a"]).note == "one cluster has no interval"
+    same = bootstrap([0.5, 0.5], clusters=["a", "b"])
+    assert same.low == same.high == 0.5 and "no certainty" in same.note
+    level = bootstrap([0.2, 0.8, 0.8, 0.2], clusters=["a", "a", "b", "b"])
+    assert level.low == pytest.approx(0.5) and level.high == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="2 values but 1 names"):
+        bootstrap([0.1, 0.9], clusters=["a"])
+
+
+def test_a_mean_of_groups_draws_a_patient_with_all_findings():
+    rng = np.random.default_rng(6)
+    effect = rng.normal(size=30)
+    groups = [list(effect + rng.normal(0, 0.05, 30)), list(effect[:15] + 1)]
+    patients = [list(range(30)), list(range(15))]
+    whole, each = mean_of_groups(groups, clusters=patients), mean_of_groups(groups)
+    assert whole.n == 45 and whole.mean == each.mean and whole.note == "30 clusters drawn whole"
+    assert whole.low < whole.mean < whole.high
+    assert whole.high - whole.low > each.high - each.low, "both findings move together"
+    assert mean_of_groups([[1.0], [0.0]], clusters=[["a"], ["a"]]).low is None
+    lone = mean_of_groups([[1.0, 1.0], [0.0]], clusters=[["a", "b"], ["c"]])
+    assert lone.mean == 0.5 and 0 <= lone.low <= lone.high <= 1
+    with pytest.raises(ValueError, match="one name for each value"):
+        mean_of_groups([[1.0, 2.0]], clusters=[["a"]])

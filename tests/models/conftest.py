@@ -14,6 +14,7 @@ def build_tiny(spatial_dims: int = 2, **changes: object) -> LatentDiffusion:
     """An untrained pipeline whose output depends on the prompt (MONAI starts its last layers at zero)."""
     config = {
         **THORAX,
+        "finest": 0,
         "name": "tiny",
         "image_shape": [16] * spatial_dims,
         "spacing": [5.0] * spatial_dims,

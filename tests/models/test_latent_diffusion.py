@@ -22,7 +22,7 @@ def test_a_prompt_gives_an_image_in_physical_units(tiny, spatial_dims):
     assert sample.image.shape == (1, *(16,) * spatial_dims)
     assert sample.unit == "HU" and sample.geometry.spacing == (5.0,) * spatial_dims
     assert sample.image.min() >= -1024 and sample.image.max() <= 1024
-    expected = {"model": "tiny", "weights": "untrained", "prompt": PROMPT, "seed": 3, "steps": 2, "guidance_scale": 3.0}
+    expected = {"model": "tiny", "weights": "untrained", "prompt": PROMPT, "seed": 3, "steps": 2, "guidance_scale": 2.0}
     assert expected.items() <= sample.provenance.items()
 
 
@@ -110,6 +110,14 @@ def test_schedules_fall_from_almost_one_to_almost_zero(kind):
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="cosine"):
         alpha_bars("linear", 10)
+
+
+def test_levels_end_at_the_finest_that_may_be_visited():
+    assert timesteps(4, 1000) == (999, 749, 499, 249)
+    assert timesteps(4, 1000, 200) == (999, 799, 599, 399)
+    assert timesteps(800, 1000, 200)[-1] == 200
+    with pytest.raises(ValueError, match="1 to 800"):
+        timesteps(801, 1000, 200)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50, 999, 1000])

@@ -10,6 +10,7 @@ from voxplain.adapters.toy import ToyAdapter
 from voxplain.attention import AttentionCall
 from voxplain.geometry import Geometry, regular
 from voxplain.maps import Sample
+from voxplain.models.placing import placed
 from voxplain.studies import grounding
 from voxplain.tracing import attached
 
@@ -77,11 +78,48 @@ def test_many_images_give_what_each_gives_alone(adapter):
 
 
 def test_repeats_give_mean_and_spread_of_the_read_outs(adapter):
-    mean, spread = grounding.ground_repeated(adapter, image(adapter), "left nodule", "effect", seeds=3)
-    runs = [grounding.ground(adapter, image(adapter), "left nodule", "effect", seed=seed).maps for seed in range(3)]
+    given, options = (adapter, image(adapter), "left nodule", "effect"), {"steps": 4, "used": 3}
+    mean, spread = grounding.ground_repeated(*given, seeds=3, **options)
+    runs = [grounding.ground(*given, seed=seed, **options).maps for seed in range(3)]
     np.testing.assert_allclose(mean.maps, np.mean(runs, 0), atol=1e-6)
     np.testing.assert_allclose(spread.maps, np.std(runs, 0), atol=1e-6)
     assert spread.maps.max() > 0
+
+
+def test_a_read_out_of_a_generation_takes_the_states_of_its_last_steps(adapter):
+    seen = []
+    with adapter.on_step(lambda step: seen.append(step.latent[0].numpy().copy())):
+        adapter.generate("left nodule", seed=3, steps=5)
+    prompt = adapter.tokenize("left nodule")
+    states, facts = grounding.states_of(adapter, image(adapter), prompt, "generate", seed=3, steps=5, used=2)
+    assert np.array_equal(states.latents, np.stack(seen[3:]))
+    assert (states.steps, states.timesteps) == ((3, 4), adapter.timesteps(5)[3:])
+    assert facts == {"readout": "generate", "noise_levels": "2 of 5", "seed": 3}
+    made = [
+        grounding.ground(adapter, image(adapter, number), "left nodule", profile="generate", steps=5, used=2)
+        for number in range(2)
+    ]
+    assert np.array_equal(made[0].maps, made[1].maps)  # the given image is not read
+
+
+def test_maps_lie_in_the_frame_of_the_image_that_was_read(adapter):
+    geometry = adapter.geometry
+    affine = geometry.affine.copy()
+    affine[:-1, -1] += 100.0
+    away = replace(image(adapter), geometry=replace(geometry, affine=affine))
+    for recipe in ("mean", "effect"):
+        found = grounding.ground(adapter, away, "left nodule", recipe, steps=4, used=2)
+        plain = grounding.ground(adapter, image(adapter), "left nodule", recipe, steps=4, used=2)
+        assert found.image_geometry is away.geometry
+        both = [one.word("nodule").resize(frame).values for one, frame in ((found, away.geometry), (plain, geometry))]
+        np.testing.assert_allclose(*both, atol=1e-5)
+
+
+def test_an_unknown_profile_and_repeats_of_one_without_noise_are_refused(adapter):
+    with pytest.raises(ValueError, match="unknown profile 'magic'; there are renoise, invert, generate"):
+        grounding.ground(adapter, image(adapter), "left", profile="magic")
+    with pytest.raises(ValueError, match="'invert' draws no noise"):
+        grounding.ground_repeated(adapter, image(adapter), "left", profile="invert")
 
 
 def test_the_layers_that_localize_are_the_models_choice(adapter):
@@ -129,9 +167,46 @@ def test_outside_of_a_smaller_volume_is_its_lowest_value(adapter):
     assert (made.image == 7).all()
 
 
-def test_a_sample_that_fits_is_left_alone_and_unknown_spacing_is_refused(adapter):
-    sample = image(adapter)
-    assert grounding.fitted(sample, adapter.geometry) is sample
-    unknown = Geometry(sample.geometry.shape, regular(sample.geometry.shape, 1.0).affine, spacing_known=False)
-    with pytest.raises(ValueError, match="spacing is not known"):
-        grounding.fitted(replace(sample, geometry=unknown), adapter.geometry)
+def test_axes_are_turned_to_those_of_the_model():
+    shape, spacing = (4, 6, 8), [5.0, 5.0, 5.0]
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
+    given = Sample(values, regular(shape, spacing, [7.0, 8.0, 9.0]), "")
+    made = grounding.fitted(given, placed((8, 6, 4), spacing, "RAS"))
+    assert np.array_equal(made.image[0], values[0].transpose(2, 1, 0)[::-1, ::-1])
+    corner = np.array([[0.0, 0.0, 0.0]])
+    last = np.array([[0.0, shape[1] - 1, shape[2] - 1]])  # the first voxel of made is here in given
+    np.testing.assert_allclose(made.geometry.world(corner), given.geometry.world(last))
+
+
+def test_cells_that_are_much_smaller_than_the_models_are_averaged():
+    values = np.random.default_rng(0).normal(size=(1, 32, 48)).astype(np.float32)
+    made = grounding.fitted(Sample(values, regular((32, 48), 0.5), ""), regular((8, 12), 2.0))
+    np.testing.assert_allclose(made.image[0], values[0].reshape(8, 4, 12, 4).mean((1, 3)), atol=1e-5)
+
+
+def test_of_unknown_spacing_only_what_has_the_models_shape_or_field_of_view_is_taken(adapter):
+    sample, model = image(adapter), adapter.geometry
+    assert grounding.fitted(sample, model) is sample
+
+    def unknown(geometry):
+        return Geometry(geometry.shape, geometry.affine, spacing_known=False)
+
+    same = replace(sample, geometry=unknown(regular(model.shape, 1.0)))
+    assert grounding.fitted(same, model) is same
+    fine = tuple(2 * size for size in model.shape)
+    large = Sample(np.ones((1, *fine), np.float32), unknown(model.at(fine)), "")
+    made = grounding.fitted(large, model)
+    assert made.image.shape[1:] == model.shape and made.geometry.same_as(model)
+    with pytest.raises(ValueError, match="spacing of the image is not known, so the image .* header"):
+        grounding.fitted(replace(large, geometry=unknown(regular(fine, 1.0))), model)
+    with pytest.raises(ValueError, match="spacing of the model is not known"):
+        grounding.fitted(replace(large, geometry=regular(fine, 1.0)), unknown(regular(model.shape, 1.0)))
+    flipped = model.affine.copy()
+    flipped[:-1, 0] *= -1
+    with pytest.raises(ValueError, match="not known"):
+        grounding.fitted(replace(same, geometry=unknown(replace(model, affine=flipped))), model)
+
+
+def test_an_image_with_another_number_of_axes_is_refused():
+    with pytest.raises(ValueError, match="has 2 axes .* makes \\(4, 8, 12\\)"):
+        grounding.fitted(Sample(np.ones((1, 8, 12), np.float32), regular((8, 12), 1.0), ""), regular((4, 8, 12), 1.0))

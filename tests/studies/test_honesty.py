@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,6 +162,24 @@ def test_mean_and_spread_over_seeds_are_those_of_the_maps():
     np.testing.assert_allclose(mean.maps, stack.mean(0), atol=1e-6)
     np.testing.assert_allclose(spread.maps, stack.std(0), atol=1e-6)
     assert mean.provenance["seed"] == [0, 1, 2]
+
+
+def test_the_spread_of_a_word_of_several_pieces_is_that_of_its_map():
+    a, b = drawn(2)
+    runs = [attribution("pneumothorax", [np.stack(pieces)]) for pieces in ((a, b), (b, a))]
+    mean, spread = honesty.spread(runs)
+    np.testing.assert_allclose(mean.word("pneumothorax").values, (a + b) / 2, atol=1e-6)
+    np.testing.assert_allclose(spread.word("pneumothorax").values, 0, atol=1e-6)
+    np.testing.assert_allclose(spread.maps[1], np.abs(a - b) / 2, atol=1e-6)
+
+
+def test_spans_that_every_run_measured_have_a_spread():
+    rows = (1, 2)
+    runs = [replace(attribution("left nodule", drawn(2, seed)), phrases={rows: drawn(1, seed)[0]}) for seed in range(3)]
+    mean, spread = honesty.spread(runs)
+    for made, over in ((mean, np.mean), (spread, np.std)):
+        np.testing.assert_allclose(made.phrases[rows], over([run.phrases[rows] for run in runs], 0), atol=1e-6)
+    assert not honesty.spread([replace(runs[0], phrases={}), *runs[1:]])[0].phrases
 
 
 def test_stability_is_the_mean_correlation_of_every_two_seeds():

@@ -268,7 +268,7 @@ class TransformerAdapter(PipelineAdapter):
         call = Call(announced_rows(rows, len(latent)), step, float(timestep))
         with self.events.predicting(call), self.events.ordered(tuple(one["order"] for one in known)):
             given = self.arguments(scaled, float(timestep), context, beside)
-            made = self.unpacked(self.network(**given, return_dict=False)[0], self.events.cells)
+            made = self.unpacked(self.network(**given, return_dict=False)[0], self.cells(given))
         return made[:, : latent.shape[1]]  # without a learned variance
 
     def asked(

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 from voxplain.adapters.base import Editor, Listener
 from voxplain.adapters.own import OwnAdapter
+from voxplain.adapters.pipelines import refuse_compiled
 from voxplain.adapters.slices import Parts, sliced_projections
 from voxplain.models.medsyn.blocks import CrossAttention
 from voxplain.models.medsyn.pipeline import MedSyn
@@ -33,6 +34,7 @@ class MedSynAdapter(OwnAdapter):
     def _parts(self, layer: str) -> Parts:
         if layer not in self.layers:
             raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+        refuse_compiled(self.pipeline.network)
         own = self.pipeline.network.get_submodule(layer)
         assert isinstance(own, CrossAttention)
         return Parts(own.to_q, own.to_q, own.to_kv, own.to_kv, own.to_out, own.heads, own.scale)

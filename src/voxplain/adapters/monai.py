@@ -7,6 +7,7 @@ from monai.networks.blocks.crossattention import CrossAttentionBlock
 
 from voxplain.adapters.base import Editor, Listener, projections
 from voxplain.adapters.own import OwnAdapter
+from voxplain.adapters.pipelines import refuse_compiled
 from voxplain.models.latent_diffusion import LatentDiffusion
 
 
@@ -41,6 +42,7 @@ class MonaiAdapter(OwnAdapter):
     def _projections(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
         if layer not in self.layers:
             raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+        refuse_compiled(self.pipeline.unet)
         block, _, _ = layer.rpartition(".transformer_blocks.")
         attention = self.pipeline.unet.get_submodule(layer)
         if attention.causal or attention.rel_positional_embedding is not None:

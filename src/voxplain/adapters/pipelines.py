@@ -205,10 +205,13 @@ def replaced(thing: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
 
 def refuse_compiled(unet: nn.Module) -> None:
     """Raise ValueError if a part of the network was compiled: it runs without the hooks that would hear it."""
-    compiled = [path for path, part in unet.named_modules() if getattr(part, "_compiled_call_impl", None) is not None]
-    if hasattr(unet, "_orig_mod") or compiled:
-        where = compiled[0] if compiled and compiled[0] else "the whole of it"
+    compiled = [
+        path
+        for path, part in unet.named_modules()
+        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    ]
+    if compiled:
         raise ValueError(
-            f"the denoiser was compiled ({where}) and would run without the hooks that hear it; trace it uncompiled "
-            "(its `_orig_mod` is the network before torch.compile)"
+            f"the denoiser was compiled ({compiled[0] or 'the whole of it'}) and would run without the hooks that hear "
+            "it; trace it uncompiled (its `_orig_mod` is the network before torch.compile)"
         )

@@ -39,6 +39,10 @@ Recipes = Annotated[
 ]
 Recipe = Annotated[str, typer.Option(help="Whose maps: mean (attended to) or effect (changed).")]
 Top = Annotated[float, typer.Option(help="The share of nonzero cells to keep.")]
+On = Annotated[
+    Path | None, typer.Option(help="A volume from elsewhere (NIfTI) to lay under the maps.", show_default=False)
+]
+Place = Annotated[str, typer.Option(help="Where that volume is: as its file says, or as run or medsyn.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 

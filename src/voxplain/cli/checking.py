@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from voxplain.cli.base import Device, Dtype, TextEncoder, TrustCode, progress, verb
-from voxplain.cli.making import open_model
+from voxplain.cli.opening import open_model
 
 
 @verb

@@ -1,6 +1,5 @@
 """Verbs that run a model: explain, ground, effect, train."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from voxplain.cli.base import (
     several,
     verb,
 )
+from voxplain.cli.opening import open_model, remembered, reopened, sized
 
 if TYPE_CHECKING:
     from voxplain.maps import Explanation, Heatmap
@@ -58,8 +58,9 @@ def explain(
 ) -> None:
     """Generate an image and map every word of its prompt."""
     refuse_existing(out, overwrite)
+    options = {"text_encoder": text_encoder, "dtype": dtype, "trust_code": trust_code}
     with progress() as report:
-        opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
+        opened = open_model(model, report, device=device, **options)
         from voxplain.studies import explaining
 
         explanation = explaining.explain(
@@ -76,7 +77,7 @@ def explain(
             seeds=seeds,
             progress=report,
         )
-        write(explanation, model, out, overwrite, report)
+        write(explanation, remembered(model, options), out, overwrite, report)
 
 
 @verb
@@ -96,8 +97,9 @@ def ground(
 ) -> None:
     """Map the words of a text on an image from elsewhere."""
     refuse_existing(out, overwrite)
+    options = {"text_encoder": text_encoder, "dtype": dtype, "trust_code": trust_code}
     with progress() as report:
-        opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
+        opened = open_model(model, report, device=device, **options)
         from voxplain.adapters import as_adapter
         from voxplain.io.nifti import read_volume
         from voxplain.maps import Sample
@@ -108,7 +110,7 @@ def ground(
         explanation = explaining.explain_image(
             opened, sample, text, seed=seed, seeds=seeds, recipes=several(recipe), progress=report
         )
-        write(explanation, model, out, overwrite, report)
+        write(explanation, remembered(model, options), out, overwrite, report)
 
 
 @verb
@@ -133,9 +135,10 @@ def effect(
         raise ValueError(
             f"{run} holds an image that was not generated, so there is none to generate without {phrase!r}"
         )
+    given = {"text_encoder": text_encoder, "dtype": dtype, "trust_code": trust_code}
+    name, options = reopened(run, origin, model, given)
     with progress() as report:
-        name = model or origin.get("source") or origin.get("model") or "thorax"
-        opened = open_model(name, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
+        opened = open_model(name, report, device=device, **options)
         recorded, weights = origin.get("weights"), getattr(opened, "weights_hash", None)
         if recorded != weights:
             raise ValueError(f"{run} was made with weights {recorded}, these are {weights}; name its model by --model")
@@ -144,7 +147,7 @@ def effect(
 
         adapter, shape = as_adapter(opened), explanation.sample.geometry.shape
         if adapter.geometry.shape != shape:
-            adapter = sized(opened, *shape)
+            adapter = sized(opened, *shape[-2:])
         if total:
             again = {name: origin[name] for name in ("seed", "steps", "guidance_scale", "negative_prompt")}
             made = study.total(adapter, explanation.prompt.text, phrase, progress=partial(report, "generate"), **again)
@@ -185,42 +188,14 @@ def train(
     say(str(place))
 
 
-def open_model(name: str, report: Callable[..., None], *, device: str | None = None, **options: Any) -> Any:
-    """The model by that name, on the GPU where there is one."""
-    report(f"loading {name}")
-    import torch
-
-    from voxplain.loading import load
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None), **options)
-    for one in caught:
-        if Path(one.filename).is_relative_to(Path(__file__).parents[1]):  # ours: a license, a guess that was made
-            say(f"warning: {one.message}")
-    return model
-
-
-def sized(model: Any, *size: int | None) -> Any:
-    """The model for images of that size; only pipelines of diffusers take one."""
-    if not any(size):
-        return model
-    if not all(size):
-        raise ValueError("give --height and --width, or neither")
-    from voxplain.adapters import as_adapter
-
-    try:
-        return as_adapter(model, size=size)
-    except TypeError:
-        raise ValueError("this model makes images of one size; leave --height and --width out") from None
-
-
-def write(explanation: "Explanation", model: str, out: Path, overwrite: bool, report: Callable[..., None]) -> None:
-    """Save the run, with the name that its model was opened by, and say what the user should know."""
+def write(
+    explanation: "Explanation", opened: dict[str, Any], out: Path, overwrite: bool, report: Callable[..., None]
+) -> None:
+    """Save the run, with what its model was opened by, and say what the user should know."""
     from voxplain.io.run import save_run
 
     report("writing")
-    explanation = replace(explanation, provenance={**explanation.provenance, "source": model})
+    explanation = replace(explanation, provenance={**explanation.provenance, **opened})
     save_run(explanation, out, overwrite=overwrite)
     for warning in explanation.provenance["warnings"]:
         say(f"warning: {warning}")

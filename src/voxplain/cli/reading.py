@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxplain.cli.base import Overwrite, Recipe, Run, Top, Words, progress, say, verb
+from voxplain.cli.base import On, Overwrite, Place, Recipe, Run, Top, Words, progress, say, verb
+
+if TYPE_CHECKING:
+    from voxplain.maps import Explanation
 
 
 @verb
@@ -45,17 +48,18 @@ def mask(
     top: Top = 0.25,
     recipe: Recipe = "mean",
     anyway: Annotated[bool, typer.Option("--anyway", help="Also for words that are not distinguishable.")] = False,
+    on: On = None,
+    place: Place = "file",
 ) -> None:
     """A mask of a word's map, or of several words' joint map."""
     import numpy as np
 
     from voxplain.io.nifti import write_volume
-    from voxplain.io.run import load_run
     from voxplain.masks import joint, top_fraction
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out {out}: a mask is written as NIfTI; give a name that ends in .nii.gz")
-    explanation = load_run(run)
+    explanation = opened(run, on, place)
     heatmaps = [explanation.word(one, recipe=recipe) for one in word]
     unsure = [one for one in word if not explanation.sure(one, recipe)]
     if unsure and not anyway:
@@ -75,18 +79,19 @@ def overlay(
     top: Top = 0.25,
     plane: Annotated[str | None, typer.Option(help="axial, coronal, sagittal or frontal. [default: the first]")] = None,
     window: Annotated[str | None, typer.Option(help="lung, soft tissue or bone. [default: lung]")] = None,
+    on: On = None,
+    place: Place = "file",
 ) -> None:
     """A picture of the words' maps over the image."""
     import io
 
     from voxplain.io.folders import write_file
-    from voxplain.io.run import load_run
     from voxplain.view.figure import figure
 
     buffer = io.BytesIO()
     with progress() as show:
         show("drawing")
-        picture = figure(load_run(run), word, fraction=top, plane=plane, window=window)
+        picture = figure(opened(run, on, place), word, fraction=top, plane=plane, window=window)
         picture.savefig(buffer, format=out.suffix.lstrip(".") or "png")
         write_file(out, buffer.getvalue())
     say(str(out))
@@ -98,16 +103,17 @@ def export(
     nifti: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
     word: Annotated[list[str] | None, typer.Option(help="Only these words or phrases. [default: all]")] = None,
     top: Top = 0.25,
+    on: On = None,
+    place: Place = "file",
     overwrite: Overwrite = False,
 ) -> None:
     """Image, maps and masks as NIfTI with a JSON sidecar."""
     from voxplain.io.nifti import export as write
-    from voxplain.io.run import load_run
 
     with progress() as show:
         show("writing")
-        place = write(load_run(run), nifti, word, top, overwrite=overwrite)
-    say(str(place))
+        made = write(opened(run, on, place), nifti, word, top, overwrite=overwrite)
+    say(str(made))
 
 
 @verb
@@ -148,6 +154,22 @@ def doctor() -> None:
     missing = [package for package, extra in needed.items() if not extra and not installed(package)]
     if missing or not needed:
         raise ImportError(f"not installed: {', '.join(missing) or 'voxplain itself'}; run `pip install voxplain`")
+
+
+def opened(run: Path, on: Path | None, place: str) -> "Explanation":
+    """The explanation in a run folder, over its own image or over a volume from elsewhere."""
+    from voxplain.io.run import load_run
+
+    if on is None:
+        if place != "file":
+            raise ValueError(f"--place {place} says where a volume from elsewhere is; name it by --on")
+        return load_run(run)
+    from voxplain.io.placing import on_volume
+
+    explanation = on_volume(load_run(run), on, place)
+    if (share := explanation.provenance["shown_on"]["covered"]) < 0.99:
+        say(f"{on} covers {share:.0%} of the run's field of view")
+    return explanation
 
 
 def device() -> str:

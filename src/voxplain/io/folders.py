@@ -42,7 +42,11 @@ def _swap(partial: Path, final: Path) -> None:
         if old.exists() and not final.exists():
             old.rename(final)  # interrupted between the two renames: the old folder comes back
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        shutil.rmtree(old, ignore_errors=True)
+    except KeyboardInterrupt:  # what is new is in place; the rest of the old folder still has to go
+        shutil.rmtree(old, ignore_errors=True)
+        raise
 
 
 def write_file(path: str | os.PathLike, content: bytes) -> None:

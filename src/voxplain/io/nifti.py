@@ -46,16 +46,27 @@ def write_volume(path: str | os.PathLike, values: Values, geometry: Geometry, dt
     write_file(path, gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
 
 
-def read_volume(path: str | os.PathLike, ndim: int = 3) -> tuple[Shaped[np.ndarray, "*values"], Geometry]:
+def read_volume(
+    path: str | os.PathLike, ndim: int = 3, *, need_affine: bool = False
+) -> tuple[Shaped[np.ndarray, "*values"], Geometry]:
     """The values [*spatial] or [channels, *spatial] and their geometry; `ndim=2` reads a one-slice file as an image.
 
-    Raises FileNotFoundError for an absent file and ValueError for one that is no NIfTI volume.
+    Raises FileNotFoundError for an absent file and ValueError for one that is no NIfTI volume of numbers, or has
+    another number of axes. With `need_affine` a file that does not say where its voxels are (neither sform nor qform)
+    is refused, too; without, its voxels lie around the origin.
     """
     try:
         image = nib.Nifti1Image.from_filename(path)
         data = np.asarray(image.dataobj).T
     except (ImageFileError, HeaderDataError, WrapStructError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is no NIfTI volume (.nii or .nii.gz): {error}") from error
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"{path} holds {data.dtype} (colors?), and no intensities")
+    if data.ndim < ndim:
+        raise ValueError(f"{path} has shape {data.shape}, which is no {ndim}D volume")
+    if need_affine and not any(int(image.header[f"{kind}form_code"]) for kind in "sq"):
+        raise ValueError(f"{path} does not say where its voxels are: it has neither an sform nor a qform (no affine)")
+    data = data.reshape((1,) * (3 - data.ndim) + data.shape)
     channels = data.reshape(-1, *data.shape[-3:])
     spatial = channels.shape[1 + 3 - ndim :]
     if np.prod(spatial, dtype=int) != channels[0].size:
@@ -118,9 +129,10 @@ def export(
                     mask = masks.top_fraction(heatmap, fraction).resize(geometry)
                     write_volume(folder / f"{name}.mask.nii.gz", mask.values, geometry, np.uint8)
                 entries.append(_entry(heatmap, recipe, name, sure, masked))
+        origin = explanation.provenance
         sidecar = {
             "prompt": explanation.prompt.text,
-            "image": "given to the model" if "readout" in explanation.provenance else "synthetic",
+            "image": origin.get("shown_on") or ("given to the model" if "readout" in origin else "synthetic"),
             "caution": f"{CAVEAT} Not for diagnosis.",
             "unit": {"sample": explanation.sample.unit, "maps": "relative within one recipe"},
             "mask": f"top {fraction:g} of the nonzero values on the map's own grid",

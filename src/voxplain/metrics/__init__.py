@@ -1,6 +1,8 @@
 """Metrics: arrays in, a float out; no model, no data set, no picture."""
 
 from voxplain.metrics.base import Undefined
+from voxplain.metrics.boxes import box_iou, boxed, center_distance, tight_box
+from voxplain.metrics.classification import finding_auc
 from voxplain.metrics.controls import (
     abs_from_mean,
     center_prior,
@@ -8,9 +10,22 @@ from voxplain.metrics.controls import (
     mean_mask,
     random_half,
     region_lit,
+    same_text_partners,
 )
+from voxplain.metrics.distribution import (
+    Distance,
+    covered,
+    fid,
+    frechet_distance,
+    kernel_distance,
+    kid,
+    precision_recall,
+)
+from voxplain.metrics.features import Features, load_features, save_features
+from voxplain.metrics.image import ms_ssim, over_pairs, pairs_across, pairs_within, psnr, ssim
 from voxplain.metrics.localization import (
     auc_roc,
+    average_precision,
     chance_level,
     cnr,
     mass_inside,
@@ -19,27 +34,88 @@ from voxplain.metrics.localization import (
     rank_correlation,
     top_overlap,
 )
+from voxplain.metrics.overlap import (
+    coverage,
+    daam_iou,
+    daam_mask,
+    dice,
+    foreground_background_iou,
+    intensity,
+    iou,
+    mean_iou,
+    mixture_mask,
+    mixture_threshold,
+    oracle_iou,
+)
+from voxplain.metrics.significance import (
+    Significance,
+    benjamini_hochberg,
+    equivalence,
+    holm,
+    permutation,
+    sign_flip,
+)
 from voxplain.metrics.statistics import Interval, bootstrap, mean_of_groups, paired_gain, wilson
 
 __all__ = [
+    "Distance",
+    "Features",
     "Interval",
+    "Significance",
     "Undefined",
     "abs_from_mean",
     "auc_roc",
+    "average_precision",
+    "benjamini_hochberg",
     "bootstrap",
+    "box_iou",
+    "boxed",
+    "center_distance",
     "center_prior",
     "chance_level",
     "cnr",
+    "coverage",
+    "covered",
+    "daam_iou",
+    "daam_mask",
+    "dice",
+    "equivalence",
+    "fid",
+    "finding_auc",
+    "foreground_background_iou",
+    "frechet_distance",
     "gradient_magnitude",
+    "holm",
+    "intensity",
+    "iou",
+    "kernel_distance",
+    "kid",
+    "load_features",
     "mass_inside",
+    "mean_iou",
     "mean_mask",
     "mean_of_groups",
+    "mixture_mask",
+    "mixture_threshold",
+    "ms_ssim",
     "native_oracle",
+    "oracle_iou",
+    "over_pairs",
     "paired_gain",
+    "pairs_across",
+    "pairs_within",
+    "permutation",
     "pointing_game",
+    "precision_recall",
+    "psnr",
     "random_half",
     "rank_correlation",
     "region_lit",
+    "same_text_partners",
+    "save_features",
+    "sign_flip",
+    "ssim",
+    "tight_box",
     "top_overlap",
     "wilson",
 ]

@@ -1,6 +1,7 @@
 """Maps that know nothing of the prompt's attention: what a real map has to beat."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -81,3 +82,30 @@ def center_prior(shape: tuple[int, ...]) -> Float[np.ndarray, "*spatial"]:
         offset = (np.arange(size) - (size - 1) / 2) / (size / 4)
         hill *= np.exp(-0.5 * offset**2).reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
     return hill
+
+
+def same_text_partners(
+    texts: Sequence[str], patients: Sequence[Hashable] | None = None, *, seed: int = 0
+) -> tuple[int | None, ...]:
+    """For each case the index of another case of exactly the same text, whose mask it is to be scored against.
+
+    The score against the own mask minus the one against the partner's is what the map knows beyond the text. Each mask
+    is used once. With `patients` a partner is always another patient. None where there is no partner: a text that
+    occurs once, or one where more than half of the cases are one patient's.
+    """
+    if patients is not None and len(patients) != len(texts):
+        raise ValueError(f"{len(texts)} texts but {len(patients)} patients")
+    owners = patients if patients is not None else range(len(texts))
+    groups: dict[str, list[int]] = {}
+    for case in map(int, np.random.default_rng(seed).permutation(len(texts))):
+        groups.setdefault(texts[case], []).append(case)
+    partners: list[int | None] = [None] * len(texts)
+    for cases in groups.values():
+        sizes = Counter(owners[case] for case in cases)
+        turn = {owner: place for place, owner in enumerate(sizes)}
+        cases.sort(key=lambda case: turn[owners[case]])  # one patient's cases side by side; others follow one block on
+        step = max(sizes.values())
+        for place, case in enumerate(cases):
+            partner = cases[(place + step) % len(cases)]
+            partners[case] = partner if owners[partner] != owners[case] else None
+    return tuple(partners)

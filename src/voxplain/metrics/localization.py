@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from voxplain.metrics.base import Undefined
+from voxplain.metrics.base import Undefined, at_each_hit, both_sides, cells, same_shape, some
 from voxplain.resampling import resample
 
 
@@ -24,10 +24,11 @@ def auc_roc(
     0 to 1, higher is better, 0.5 is chance and the value of a constant map. Unchanged by any increasing map of the
     scores. Undefined where the truth, cut to the region, is empty or fills it.
     """
-    values, inside = _cells(scores, truth, region)
-    hits, misses = _both_sides(inside)
-    ranks = rankdata(values)  # ties share the mean of their ranks; half integers, so the sum is exact
-    return float((ranks[inside].sum() - hits * (hits + 1) / 2) / (hits * misses))
+    values, inside = cells(scores, truth, region)
+    both_sides(inside)
+    hits, misses = np.sort(values[inside]), np.sort(values[~inside])
+    won, lost_none = (int(np.searchsorted(misses, hits, side).sum()) for side in ("left", "right"))
+    return (won + lost_none) / (2 * hits.size * misses.size)
 
 
 def cnr(
@@ -43,8 +44,8 @@ def cnr(
     value (Boecking et al., ECCV 2022), which also praises a map that is high everywhere but in the truth. Undefined
     with fewer than two cells on a side, or where both sides are constant.
     """
-    values, inside = _cells(scores, truth, region)
-    _both_sides(inside)
+    values, inside = cells(scores, truth, region)
+    both_sides(inside)
     sides = values[inside].astype(np.float64), values[~inside].astype(np.float64)
     if min(side.size for side in sides) < 2:
         raise Undefined("one cell on a side has no variance")
@@ -53,6 +54,21 @@ def cnr(
     contrast = sides[0].mean() - sides[1].mean()
     value = float(contrast / math.sqrt(sides[0].var(ddof=1) + sides[1].var(ddof=1)))
     return value if signed else abs(value)
+
+
+def average_precision(
+    scores: Float[np.ndarray, "*spatial"],
+    truth: Bool[np.ndarray, "*spatial"],
+    region: Bool[np.ndarray, "*spatial"] | None = None,
+) -> float:
+    """Mean, over the truth's cells, of the share of truth among the cells that score as high or higher.
+
+    The step-wise area under precision and recall, as scikit-learn computes it; cells that tie enter together. More than
+    0 to 1, higher is better, a constant map earns `chance_level`. It is *not* what DAAM's first version calls AP: see
+    `daam_iou`. Undefined for an empty truth.
+    """
+    hits, misses = at_each_hit(*cells(scores, truth, region))
+    return float(np.mean(hits / (hits + misses)))
 
 
 def pointing_game(
@@ -65,15 +81,15 @@ def pointing_game(
     Cells that tie at the maximum count as their mean, so a constant map earns exactly `chance_level`, which belongs
     beside every reported value. Undefined for an empty truth.
     """
-    values, inside = _cells(scores, truth, region)
-    _some(inside)
+    values, inside = cells(scores, truth, region)
+    some(inside)
     return float(inside[values == values.max()].mean())
 
 
 def chance_level(truth: Bool[np.ndarray, "*spatial"], region: Bool[np.ndarray, "*spatial"] | None = None) -> float:
     """Share of the cells that the truth covers: what the pointing game and `mass_inside` give a blind map."""
-    _, inside = _cells(np.zeros(truth.shape, np.float32), truth, region)
-    _some(inside)
+    _, inside = cells(np.zeros(truth.shape, np.float32), truth, region)
+    some(inside)
     return float(inside.mean())
 
 
@@ -87,8 +103,8 @@ def mass_inside(
     0 to 1; higher is better for a truth, lower for a distractor; an even map gives `chance_level`. Scores must not be
     negative. Undefined for an empty mask and for a map that is zero everywhere.
     """
-    values, inside = _cells(scores, mask, region)
-    _some(inside)
+    values, inside = cells(scores, mask, region)
+    some(inside)
     if values.min() < 0:
         raise ValueError(f"mass needs scores >= 0, got a minimum of {values.min():.3g}; subtract it or take a size")
     total = values.sum(dtype=np.float64)
@@ -111,9 +127,9 @@ def top_overlap(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
-    _same_shape(first, second)
+    same_shape(first, second)
     everywhere = np.ones(first.shape, bool)
-    shares = [_top_share(_cells(scores, everywhere, region)[0], fraction) for scores in (first, second)]
+    shares = [_top_share(cells(scores, everywhere, region)[0], fraction) for scores in (first, second)]
     return float((shares[0] * shares[1]).sum() / shares[0].sum())
 
 
@@ -126,9 +142,9 @@ def rank_correlation(
 
     Undefined where one of the maps is constant.
     """
-    _same_shape(first, second)
+    same_shape(first, second)
     everywhere = np.ones(first.shape, bool)
-    ranks = [rankdata(_cells(scores, everywhere, region)[0]) for scores in (first, second)]
+    ranks = [rankdata(cells(scores, everywhere, region)[0]) for scores in (first, second)]
     centered = [rank - (rank.size + 1) / 2 for rank in ranks]
     norms = [math.sqrt(float(rank @ rank)) for rank in centered]
     if min(norms) == 0:
@@ -145,44 +161,6 @@ def native_oracle(truth: Bool[np.ndarray, "*spatial"], grid: tuple[int, ...]) ->
         raise ValueError(f"a truth of shape {truth.shape} needs a grid of {truth.ndim} axes, got {grid}")
     coarse = resample(truth[None].astype(np.float32), grid, mode="area")
     return resample(coarse, truth.shape, mode="linear")[0]
-
-
-def _cells(
-    scores: Float[np.ndarray, "*spatial"],
-    truth: Bool[np.ndarray, "*spatial"],
-    region: Bool[np.ndarray, "*spatial"] | None,
-) -> tuple[Float[np.ndarray, " cells"], Bool[np.ndarray, " cells"]]:
-    """Scores and truth of the cells that count, flat; checked."""
-    _same_shape(scores, truth)
-    if region is None:
-        values, inside = scores.ravel(), truth.ravel()
-    else:
-        _same_shape(scores, region)
-        values, inside = scores[region], truth[region]
-    if values.size == 0:
-        raise Undefined("the region is empty")
-    if not np.isfinite(values).all():
-        raise ValueError("the scores hold NaN or infinity; leave such cells out with `region`")
-    return values, inside
-
-
-def _same_shape(first: np.ndarray, second: np.ndarray) -> None:
-    if first.shape != second.shape:
-        raise ValueError(f"shapes differ: {first.shape} and {second.shape}; resize the map to the image first")
-
-
-def _some(inside: Bool[np.ndarray, " cells"]) -> int:
-    hits = int(np.count_nonzero(inside))
-    if hits == 0:
-        raise Undefined("the truth is empty")
-    return hits
-
-
-def _both_sides(inside: Bool[np.ndarray, " cells"]) -> tuple[int, int]:
-    hits = _some(inside)
-    if hits == inside.size:
-        raise Undefined("the truth fills the region")
-    return hits, inside.size - hits
 
 
 def _top_share(values: Float[np.ndarray, " cells"], fraction: float) -> Float[np.ndarray, " cells"]:

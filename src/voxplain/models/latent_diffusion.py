@@ -31,7 +31,8 @@ class LatentDiffusion(Announcing, nn.Module):
     channels of the denoiser), schedule, prediction ("v", "epsilon" or "sample"), steps, guidance_scale,
     localizing_layers. It may name: model_range (what `intensity` is brought to, by default -1..1), orientation (see
     `placed`), clip (bounds of the clean latent at each step), inputs (further arguments of the denoiser, the same for
-    every sample), latent_spread (see `forward`; only for "v"). `alphas` is the share of signal left at each noise
+    every sample), latent_spread (see `forward`; only for "v"), finest (the least noisy level that sampling may visit).
+    `alphas` is the share of signal left at each noise
     level, by default that of `schedule`.
     """
 
@@ -102,7 +103,7 @@ class LatentDiffusion(Announcing, nn.Module):
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
         """The noise levels that `steps` steps visit, from the last of the schedule downwards."""
-        return timesteps(steps, len(self.alphas))
+        return timesteps(steps, len(self.alphas), self.config.get("finest", 0))
 
     def add_noise(self, latent: Tensor, noise: Tensor, timestep: float | int | Tensor) -> Tensor:
         """The latent at a noise level: sqrt(a) latent + sqrt(1 - a) noise; one level, or one a row."""
@@ -215,7 +216,8 @@ class LatentDiffusion(Announcing, nn.Module):
         """
         steps = operator.index(self.config["steps"] if steps is None else steps)
         scale = float(self.config["guidance_scale"] if guidance_scale is None else guidance_scale)
-        texts, seeds = asked_for(prompt, seed, samples, steps, len(self.alphas), scale)
+        most = len(self.alphas) - self.config.get("finest", 0)
+        texts, seeds = asked_for(prompt, seed, samples, steps, most, scale)
         prompts = tuple(self.tokenize(text) for text in texts)
         for cut in {text: one.truncated for text, one in zip(texts, prompts, strict=True) if one.truncated}.values():
             warnings.warn(f"the prompt is longer than the context; these words fell off: {cut!r}", stacklevel=2)
@@ -225,13 +227,14 @@ class LatentDiffusion(Announcing, nn.Module):
         images = self.decode(latent)
         if not np.isfinite(images).all():
             explain_nan(self, lambda: self.to_image(latent), "decoding")
+        finest = self.config.get("finest", 0)
         common = {
             "model": self.config["name"],
             "weights": self.weights_hash,
             "steps": steps,
             "guidance_scale": scale,
             "negative_prompt": negative_prompt or "",
-            "sampler": f"DDIM, eta 0, {self.config['prediction']}-prediction",
+            "sampler": f"DDIM, eta 0, {self.config['prediction']}-prediction, levels from {finest}",
             "version": __version__,
         }
         made = [

@@ -30,11 +30,15 @@ def alpha_bars(kind: str, steps: int, shift: float = 1.0) -> Float[Tensor, " ste
     return torch.from_numpy(kept * shift**2 / (kept * shift**2 + 1 - kept)).float()
 
 
-def timesteps(steps: int, total: int) -> tuple[float, ...]:
-    """`steps` levels of `total`, evenly spaced, from the last one (Lin et al. 2024, table 2, "trailing")."""
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps = {steps}; give 1 to {total}")
-    return tuple(float(round(total - index * total / steps) - 1) for index in range(steps))
+def timesteps(steps: int, total: int, finest: int = 0) -> tuple[float, ...]:
+    """`steps` levels of `finest`..`total` - 1, evenly spaced, from the last (Lin et al. 2024, table 2, "trailing").
+
+    The step after the least noisy of them goes to the clean image. `finest` above 0 spares a network the levels at
+    which it leaves noise behind.
+    """
+    if not 1 <= steps <= total - finest:
+        raise ValueError(f"steps = {steps}; give 1 to {total - finest}")
+    return tuple(float(round(total - index * (total - finest) / steps) - 1) for index in range(steps))
 
 
 def estimates(

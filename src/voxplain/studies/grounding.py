@@ -1,33 +1,40 @@
-"""Where a text is seen in an image that was not generated: the re-noise read-out on a real volume or a phantom.
+"""Where a text is seen in an image that was not generated: the read-out on a real volume, a film or a phantom.
 
-    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e_t,   e_t drawn anew for every t
+A profile says which noisy states of the image are read; the read-out itself is the same for all of them: the
+conditional pass alone, no guidance, all cross-attention layers, the 40 least noisy of 50 evenly spaced noise levels.
 
-Independent forward passes, as in Dombrowski et al. (2024, code chest-distillation): 50 evenly spaced noise levels, of
-which the 40 least noisy are used; the conditional pass alone, no guidance; all cross-attention layers. Departures: z_0
-is the mean of the encoder's posterior and not a draw, coarse maps are resampled linearly (as everywhere in Voxplain)
-and not replicated, and the noise comes from a seed.
+renoise   z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) e_t, e_t drawn anew for every t: independent passes, as in
+          Dombrowski et al. (2024, code chest-distillation). Departures: z_0 is the mean of the encoder's posterior and
+          not a draw, coarse maps are resampled linearly (as everywhere in Voxplain), and the noise comes from a seed
+invert    the states of a DDIM inversion (`studies.inverting`): nothing is drawn, and the round trip is measured
+generate  the states of a generation from the same text: the given image is not read, for comparison
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.attention import RunningMeans
-from voxplain.geometry import Geometry, regular
+from voxplain.datasets.frames import Frame
+from voxplain.geometry import Geometry
 from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
-from voxplain.resampling import resample_to
-from voxplain.studies.effect import KEPT, batched, kept_steps, measure_words
+from voxplain.studies.effect import KEPT, batched, keeping, kept_steps, measure_words
 from voxplain.studies.honesty import spread
+from voxplain.studies.inverting import invert
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached, choose_layers
 
+PROFILES = ("renoise", "invert", "generate")
 STEPS, USED = 50, 40  # noise levels of the schedule, and how many of them, the least noisy, are read
+EVERY = 10**6  # more states than any generation has
 BATCH = 8  # images that the network takes at once
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -35,8 +42,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 def renoise(adapter: Adapter, sample: Sample, *, steps: int = STEPS, used: int = USED, seed: int = 0) -> Trajectory:
     """The image's latent at the `used` least noisy of `steps` noise levels, with noise drawn for each."""
-    if not 1 <= used <= steps:
-        raise ValueError(f"used = {used} of {steps} noise levels; give 1 to {steps}")
+    _check_levels(steps, used)
     levels = adapter.timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -48,6 +54,49 @@ def renoise(adapter: Adapter, sample: Sample, *, steps: int = STEPS, used: int =
 
         latents = np.stack([at(level) for level in levels[-used:]])
     return Trajectory(latents, levels[-used:], tuple(range(steps - used, steps)))
+
+
+def generated(
+    adapter: Adapter,
+    prompt: TokenizedPrompt,
+    *,
+    steps: int = STEPS,
+    used: int = USED,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """The latents that went into the last `used` of the `steps` steps of a generation, at the model's own guidance."""
+    with keeping(adapter, count=EVERY) as kept:
+        adapter.generate(prompt.text, seed=seed, steps=steps, progress=progress)
+    (states,) = kept()
+    return Trajectory(states.latents[-used:], states.timesteps[-used:], states.steps[-used:])
+
+
+def states_of(
+    adapter: Adapter,
+    sample: Sample,
+    prompt: TokenizedPrompt,
+    profile: str = "renoise",
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    used: int = USED,
+    progress: Progress | None = None,
+) -> tuple[Trajectory, dict[str, Any]]:
+    """The states that a profile reads, and what to remember of them: "readout", "noise_levels", and the "seed" of what
+    was drawn or the "round_trip" of an inversion.
+    """
+    _check_levels(steps, used)
+    facts: dict[str, Any] = {"readout": profile, "noise_levels": f"{used} of {steps}"}
+    if profile == "renoise":
+        return renoise(adapter, sample, steps=steps, used=used, seed=seed), {**facts, "seed": seed}
+    if profile == "generate":
+        states = generated(adapter, prompt, steps=steps, used=used, seed=seed, progress=progress)
+        return states, {**facts, "seed": seed}
+    if profile == "invert":
+        made = invert(adapter, sample, prompt, steps=steps, used=used, progress=progress)
+        return made.states, {**facts, "round_trip": dict(made.round_trip)}
+    raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
 
 
 def attend(
@@ -102,12 +151,35 @@ def record(
     return [made[index] for index in range(len(prompts))]
 
 
+def read(
+    adapter: Adapter,
+    prompts: Sequence[TokenizedPrompt],
+    states: Sequence[Trajectory],
+    recipe: str | Recipe = "mean",
+    *,
+    layers: Sequence[str] | None = None,
+    limit: int = BATCH,
+    progress: Progress | None = None,
+) -> list[Attribution]:
+    """Any recipe at given states: attention at all of them, the effect at 8 of them, evenly spaced."""
+    recipe = recipes.get(recipe)
+    if recipe.needs_attention:
+        return attend(adapter, prompts, states, recipe, layers=layers, limit=limit, progress=progress)
+    made = []
+    for prompt, trajectory in zip(prompts, states, strict=True):
+        made.append(measure_words(adapter, prompt, thinned(trajectory)))
+        if progress:
+            progress(len(made), len(prompts))
+    return made
+
+
 def ground(
     model: object,
     sample: Sample,
     prompt: str,
     recipe: str | Recipe = "mean",
     *,
+    profile: str = "renoise",
     seed: int = 0,
     steps: int = STEPS,
     used: int = USED,
@@ -116,12 +188,12 @@ def ground(
 ) -> Attribution:
     """Where each word of a text is attended to in a given image, or, by recipe "effect", where the prediction owes it.
 
-    The sample must have the shape that the model makes; `fitted` brings another volume to it. The effect is measured
-    at 8 of the same states, evenly spaced.
+    The sample must have the shape that the model makes; `fitted` brings another image to it. The maps lie in the
+    sample's frame. `seed` draws the noise of "renoise" and "generate"; "invert" draws nothing, and its round trip is in
+    the provenance.
     """
-    return ground_all(
-        model, [sample], [prompt], recipe, seed=seed, steps=steps, used=used, layers=layers, progress=progress
-    )[0]
+    options: dict[str, Any] = {"seed": seed, "steps": steps, "used": used, "layers": layers, "progress": progress}
+    return ground_all(model, [sample], [prompt], recipe, profile=profile, **options)[0]
 
 
 def ground_all(
@@ -130,6 +202,7 @@ def ground_all(
     prompts: Sequence[str],
     recipe: str | Recipe = "mean",
     *,
+    profile: str = "renoise",
     seed: int = 0,
     steps: int = STEPS,
     used: int = USED,
@@ -138,33 +211,51 @@ def ground_all(
     progress: Progress | None = None,
 ) -> list[Attribution]:
     """As `ground`, for many images with a text each; image i is noised from seed + i, `limit` of them share a batch."""
-    adapter, recipe = as_adapter(model), recipes.get(recipe)
+    adapter = as_adapter(model)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("the text is empty; give the words to look for")
     tokenized = [adapter.tokenize(prompt) for prompt in prompts]
-    states = [
-        renoise(adapter, sample, steps=steps, used=used, seed=seed + number) for number, sample in enumerate(samples)
-    ]
-    if recipe.needs_attention:
-        made = attend(adapter, tokenized, states, recipe, layers=layers, limit=limit, progress=progress)
-    else:
-        made = []
-        for prompt, trajectory in zip(tokenized, states, strict=True):
-            made.append(measure_words(adapter, prompt, thinned(trajectory)))
-            if progress:
-                progress(len(made), len(tokenized))
-    origin = {"readout": "renoise", "noise_levels": f"{used} of {steps}"}
-    return [
-        replace(one, provenance={**one.provenance, **origin, "seed": seed + number}) for number, one in enumerate(made)
-    ]
+    numbered = enumerate(zip(samples, tokenized, strict=True), start=seed)
+    found = [states_of(adapter, *one, profile, seed=number, steps=steps, used=used) for number, one in numbered]
+    states = [trajectory for trajectory, _ in found]
+    made = read(adapter, tokenized, states, recipe, layers=layers, limit=limit, progress=progress)
+    return [framed(one, sample, facts) for one, sample, (_, facts) in zip(made, samples, found, strict=True)]
+
+
+def framed(attribution: Attribution, sample: Sample, facts: Mapping[str, Any]) -> Attribution:
+    """The attribution in the frame of the image that was read (a model's own lies around its origin), with facts."""
+    return replace(
+        attribution,
+        geometry=sample.geometry.at(attribution.geometry.shape),
+        image_geometry=sample.geometry,
+        provenance={**attribution.provenance, **facts},
+    )
 
 
 def ground_repeated(
-    model: object, sample: Sample, prompt: str, recipe: str | Recipe = "mean", *, seeds: int = 5, seed: int = 0
+    model: object,
+    sample: Sample,
+    prompt: str,
+    recipe: str | Recipe = "mean",
+    *,
+    profile: str = "renoise",
+    seeds: int = 5,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[Attribution, Attribution]:
-    """Mean and standard deviation, cell by cell, of the read-out from `seeds` seeds of noise (two or more)."""
+    """Mean and standard deviation, cell by cell, of the read-out from `seeds` seeds of noise (two or more).
+
+    `options` are those of `ground`.
+    """
+    check_repeats(profile, seeds)
     numbers = range(seed, seed + seeds)
-    return spread([ground(model, sample, prompt, recipe, seed=number) for number in numbers])
+    return spread([ground(model, sample, prompt, recipe, profile=profile, seed=one, **options) for one in numbers])
+
+
+def check_repeats(profile: str, seeds: int) -> None:
+    """Raise ValueError where more seeds would only repeat the same maps."""
+    if profile == "invert" and seeds > 1:
+        raise ValueError(f"seeds = {seeds}, but the profile 'invert' draws no noise: one is all there is")
 
 
 def thinned(states: Trajectory, count: int = KEPT) -> Trajectory:
@@ -175,22 +266,32 @@ def thinned(states: Trajectory, count: int = KEPT) -> Trajectory:
 
 
 def fitted(sample: Sample, geometry: Geometry) -> Sample:
-    """The sample on a model's grid: spacing and shape of `geometry`, around the sample's own center, axes along LPS.
+    """The sample on a model's grid: shape, spacing and axes of `geometry`, around the sample's own center.
 
-    What lies outside the sample gets its lowest value (air, in a CT).
+    Resampled as `datasets.frames.Frame.image` does it: what lies outside the sample gets its lowest value (air, in a
+    CT). Where nobody knows the spacing of one of the two, an image of the model's shape is taken as it is, one that
+    shows just the model's field of view is resized, and any other is refused.
     """
-    if sample.geometry.same_as(geometry):
+    own = sample.geometry
+    if own.same_as(geometry):
         return sample
-    if not sample.geometry.spacing_known:
-        raise ValueError(
-            "the image's spacing is not known, so it cannot be brought to the model's; set it in its header"
-        )
-    center = sample.geometry.world((np.array([sample.geometry.shape]) - 1) / 2)[0]
-    half = (np.array(geometry.shape[::-1]) - 1) / 2 * geometry.spacing[::-1]  # world order
-    target = regular(geometry.shape, geometry.spacing, (center - half).tolist())
-    low = sample.image.min()
-    image = np.stack([resample_to(channel - low, sample.geometry, target) + low for channel in sample.image])
-    return replace(sample, image=image, geometry=target)
+    if own.ndim != geometry.ndim:
+        raise ValueError(f"the image has {own.ndim} axes {own.shape}, but the model makes {geometry.shape}")
+    target = geometry
+    if not own.at(geometry.shape).same_as(geometry):
+        unknown = [name for name, one in (("image", own), ("model", geometry)) if not one.spacing_known]
+        if unknown and own.shape == geometry.shape and np.allclose(_axes(own), _axes(geometry), atol=1e-3):
+            return sample
+        if unknown:
+            raise ValueError(
+                f"the spacing of the {' and the '.join(unknown)} is not known, so the image {own.shape} cannot be "
+                f"brought to the model's {geometry.shape} by millimeters; set it in the image's header, or bring the "
+                "image to that shape"
+            )
+        affine = geometry.affine.copy()
+        affine[:-1, -1] += _center(own) - _center(geometry)
+        target = replace(geometry, affine=affine)
+    return replace(sample, image=Frame(own, target, ()).image(sample.image), geometry=target)
 
 
 def resolved(adapter: Adapter, recipe: str | Recipe) -> Recipe:
@@ -201,6 +302,20 @@ def resolved(adapter: Adapter, recipe: str | Recipe) -> Recipe:
     if not adapter.localizing_layers:
         raise ValueError(f"{adapter.name} names no localizing layers, so recipe {recipe.name!r} has none; use 'mean'")
     return replace(recipe, layers=tuple(adapter.localizing_layers))
+
+
+def _check_levels(steps: int, used: int) -> None:
+    if not 1 <= used <= steps:
+        raise ValueError(f"used = {used} of {steps} noise levels; give 1 to {steps}")
+
+
+def _axes(geometry: Geometry) -> Float[np.ndarray, "axes axes"]:
+    """The direction of each axis in the world, as columns of length one."""
+    return geometry.affine[:-1, :-1] / geometry.spacing
+
+
+def _center(geometry: Geometry) -> Float[np.ndarray, " axes"]:
+    return geometry.world((np.array([geometry.shape]) - 1) / 2)[0]
 
 
 def _states(states: Sequence[Trajectory], group: Sequence[int], number: int) -> Tensor:

@@ -123,14 +123,24 @@ def judge(attributions: Mapping[str, Attribution]) -> dict[str, dict[str, Any]]:
 
 
 def spread(runs: Sequence[Attribution]) -> tuple[Attribution, Attribution]:
-    """Mean and standard deviation (over n, not n - 1) of the maps of several seeds, cell by cell."""
+    """Mean and standard deviation (over n, not n - 1) of the maps of several seeds, cell by cell.
+
+    The deviation of a word of several pieces is that of its map, which is not the mean of its pieces' deviations: it is
+    kept as a phrase, as are the spans that every run measured as a whole. Controls are left out.
+    """
     _same(runs)
     seeds = [run.provenance.get("seed") for run in runs]
+    spans = [word.rows for word in runs[0].prompt.words if len(word.rows) > 1]
+    whole = [rows for rows in runs[0].phrases if all(rows in run.phrases for run in runs)]
     results = []
     for name, over in (("mean over seeds", np.mean), ("standard deviation over seeds", np.std)):
         maps, padding = (over([getattr(run, part) for run in runs], axis=0) for part in ("maps", "padding"))
+        phrases = {rows: over([run.maps[list(rows)].mean(0) for run in runs], axis=0) for rows in spans}
+        phrases |= {rows: over([run.phrases[rows] for run in runs], axis=0) for rows in whole}
         provenance = {**runs[0].provenance, "seed": seeds, "statistic": name}
-        results.append(replace(runs[0], maps=maps, padding=padding, provenance=provenance, phrases={}, controls={}))
+        results.append(
+            replace(runs[0], maps=maps, padding=padding, provenance=provenance, phrases=phrases, controls={})
+        )
     return results[0], results[1]
 
 

@@ -114,7 +114,9 @@ def attention_mass(explanation: Explanation) -> dict[str, float]:
 
 
 def image_note(explanation: Explanation) -> str:
-    """Whether the image was made by the model or given to it, as a sentence."""
+    """Whether the image was made by the model, given to it or laid under its maps, as a sentence."""
+    if elsewhere := explanation.provenance.get("shown_on"):
+        return f"This image is {elsewhere['file']}; the maps were made with another one of the same place."
     given = "readout" in explanation.provenance
     return (
         "This image was given to the model, not made by it."

@@ -27,7 +27,8 @@ THORAX: dict[str, Any] = {
     "prediction": "v",
     "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.13},
     "steps": 50,
-    "guidance_scale": 3.0,
+    "finest": 150,
+    "guidance_scale": 2.0,
     "coordinates": True,
     "localizing_layers": [],
     "text": {"width": 128, "layers": 2, "heads": 4, "context": CONTEXT, "silent": 3},
@@ -55,6 +56,7 @@ THORAX_2D: dict[str, Any] = {
     "spacing": [320 / 96, 320 / 96],
     "unit": "relative attenuation",
     "intensity": [0.0, 1.0],
+    "finest": 0,
     "autoencoder": {**THORAX["autoencoder"], "latent_channels": 4},
 }
 

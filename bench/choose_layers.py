@@ -1,0 +1,95 @@
+"""Which layers to average so that a word's map lies where its finding is: every set of up to four, on `dev` alone.
+
+    python bench/choose_layers.py --count 120
+
+The best set by the mean of two AUCs, over the whole volume and inside the named region (each the mean over core
+findings), is chosen on half of the cases; its AUCs on the other half stand beside it, with those of all layers and of
+the runners-up. The choice goes by hand into
+`localizing_layers` of the model's config.json, which its hash leaves out.
+"""
+
+import argparse
+import sys
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from record import write
+from thorax import PER_LAYER, Bench, map_of, replace, rows_of
+
+from voxplain.maps import Sample
+from voxplain.metrics.localization import auc_roc
+from voxplain.recipes import reduce
+from voxplain.studies.grounding import record, renoise, thinned
+
+MOST, VOXELS = 4, 4000  # layers in a set; voxels of a volume, or of a region, that are enough to rank sets
+Drawn = tuple[np.ndarray, np.ndarray]  # maps [layers, voxels], truth [voxels]
+Case = tuple[str, Drawn, Drawn]  # kind, over the volume, inside the region
+
+
+def read(bench: Bench, index: int) -> Case | None:
+    """The maps of one mention by layer, at voxels drawn from the volume and from the region that its text names."""
+    case, text, mention = bench.mentioned(index)
+    if mention is None or mention.mask is None or not mention.mask.any():
+        return None
+    tokens = bench.adapter.tokenize(text)
+    if not rows_of(tokens, mention.span):
+        return None
+    states = thinned(renoise(bench.adapter, Sample(case.image, case.geometry, text), seed=index), 16)
+    maps = record(bench.adapter, [tokens], [states], PER_LAYER)[0]
+    made = [reduce(maps, replace(PER_LAYER, layers=(layer,))) for layer in bench.adapter.layers]
+    heats = np.stack([map_of(one, tokens, mention.span, case.geometry).ravel() for one in made])
+    drawn, rng = [], np.random.default_rng(index)
+    for place in (np.ones_like(mention.mask), case.organs[mention.region]):
+        voxels = rng.permutation(np.flatnonzero(place))[:VOXELS]
+        drawn.append((heats[:, voxels], mention.mask.ravel()[voxels]))
+    defined = all(truth.any() and not truth.all() for _, truth in drawn)
+    return (mention.kind, *drawn) if defined else None
+
+
+def score(cases: list[Case], layers: tuple[int, ...]) -> dict[str, float]:
+    """Mean AUCs of the averaged layers over kinds, and the one inside the region by kind."""
+    whole: dict[str, list[float]] = {}
+    inside: dict[str, list[float]] = {}
+    for kind, *both in cases:
+        for values, (heats, truth) in zip((whole, inside), both, strict=True):
+            values.setdefault(kind, []).append(auc_roc(heats[list(layers)].mean(0), truth))
+    kinds = {kind: float(np.mean(some)) for kind, some in sorted(inside.items())}
+    volume = float(np.mean([np.mean(some) for some in whole.values()]))
+    return {"volume": volume, "region": float(np.mean(list(kinds.values()))), **kinds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="thorax")
+    parser.add_argument("--count", type=int, default=120)
+    options = parser.parse_args()
+    options.split, options.part = "dev", "0/1"
+    bench = Bench(options)
+    halves: tuple[list[Case], list[Case]] = ([], [])
+    for index in range(options.count):
+        if case := read(bench, index):
+            halves[index // 6 % 2].append(case)  # the six core kinds come in turn
+        print(f"\rcase {index + 1}/{options.count} ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    layers = bench.adapter.layers
+    sets = [some for size in range(1, MOST + 1) for some in combinations(range(len(layers)), size)]
+    ranked = sorted(sets, key=lambda some: -sum(list(score(halves[0], some).values())[:2]))
+    table: list[dict[str, Any]] = []
+    for some in [*ranked[:5], tuple(range(len(layers)))]:
+        chosen, confirmed = (score(half, some) for half in halves)
+        names = ", ".join(layers[i].replace(".transformer_blocks.0.attn2", "") for i in some)
+        row: dict[str, Any] = {"layers": names if len(some) <= MOST else "all"}
+        row |= {f"{place}, chosen on": chosen[place] for place in ("volume", "region")}
+        table.append({**row, **confirmed})
+        print(table[-1])
+    figures = {
+        "weights": bench.model.weights_hash,
+        "cases": [len(half) for half in halves],
+        "best": [layers[i] for i in ranked[0]],
+    }
+    print(write("choose_layers", f"python bench/choose_layers.py --count {options.count}", figures, table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A data set by its name: what the command line and a study's settings give."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from voxplain.datasets.base import Dataset
+from voxplain.datasets.chexpert_plus import build_chexpert_plus
+from voxplain.datasets.coco import build_coco
+from voxplain.datasets.folder import build_folder
+from voxplain.datasets.mimic_cxr import build_mimic_cxr
+from voxplain.datasets.mscxr import build_ms_cxr
+from voxplain.datasets.prompts import build_coco_gen, build_unreal_gen
+from voxplain.datasets.shared import SETS, build_shared
+
+BUILDERS: Mapping[str, Callable[..., Dataset]] = {
+    "folder": build_folder,
+    "ms-cxr": build_ms_cxr,
+    "mimic-cxr": build_mimic_cxr,
+    "chexpert-plus": build_chexpert_plus,
+    "coco": build_coco,
+    "coco-gen": build_coco_gen,
+    "unreal-gen": build_unreal_gen,
+}
+
+
+def build(name: str, root: str | os.PathLike | None = None, **options: Any) -> Dataset:
+    """The set of that name from the user's files in `root`; a shared set ("shared-cxr") may do without.
+
+    `options` are those of the set's own function, in `BUILDERS`. Raises ValueError for an unknown name, an unknown
+    option, and one that has to be said and was not.
+    """
+    if name.startswith("shared-"):
+        return build_shared(name.removeprefix("shared-"), root, **options)
+    if name not in BUILDERS:
+        known = [*BUILDERS, *(f"shared-{one}" for one in SETS)]
+        raise ValueError(f"no data set {name!r}; there are {', '.join(known)}")
+    if root is None:
+        raise ValueError(f"{name} is built from your own copy of its files; give its folder")
+    builder = BUILDERS[name]
+    try:
+        inspect.signature(builder).bind(root, **options)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(builder).parameters)[1:])
+        raise ValueError(f"{name}: {error}; its options are {known}") from error
+    return builder(root, **options)

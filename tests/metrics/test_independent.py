@@ -1,0 +1,106 @@
+"""Our metrics against other people's code, on random and degenerate cases."""
+
+import numpy as np
+import pytest
+import torch
+from monai import metrics as theirs
+from monai.metrics.average_precision import compute_average_precision
+from monai.metrics.fid import get_fid_score
+from monai.metrics.regression import compute_ms_ssim, compute_ssim_and_cs
+from monai.metrics.rocauc import compute_roc_auc
+
+from voxplain import metrics
+
+
+def drawn(seed: int, levels: int = 0, shape: tuple[int, ...] = (9, 8, 7)) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(levels, size=shape).astype(float) if levels else rng.random(shape)
+    truth = rng.random(shape) < 0.2
+    truth.flat[0], truth.flat[-1] = True, False
+    return scores, truth
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))[None, None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("levels", [0, 1, 4])
+def test_ranking_metrics_agree_with_monai(seed, levels):
+    scores, truth = drawn(seed, levels)
+    flat = torch.from_numpy(scores.ravel()), torch.from_numpy(truth.ravel().astype(int))
+    assert metrics.auc_roc(scores, truth) == pytest.approx(float(compute_roc_auc(*flat)), abs=1e-6)
+    assert metrics.average_precision(scores, truth) == pytest.approx(float(compute_average_precision(*flat)), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overlaps_agree_with_monai(seed):
+    scores, truth = drawn(seed)
+    for found in (scores > 0.7, scores > 2, truth):
+        pair = tensor(found).float(), tensor(truth).float()
+        assert metrics.iou(found, truth) == pytest.approx(float(theirs.compute_iou(*pair)), abs=1e-6)
+        assert metrics.dice(found, truth) == pytest.approx(float(theirs.compute_dice(*pair)), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(48, 45), (29, 28, 31)])
+def test_image_metrics_agree_with_monai(shape):
+    rng = np.random.default_rng(0)
+    a = rng.random(shape)
+    b = np.clip(a + 0.3 * rng.normal(size=shape), 0, 1)
+    pair, axes = (tensor(a).float(), tensor(b).float()), len(shape)
+    assert metrics.psnr(a, b, data_range=1.0) == pytest.approx(float(theirs.PSNRMetric(1.0)(*pair)), abs=1e-3)
+    whole, _ = compute_ssim_and_cs(*pair, spatial_dims=axes, kernel_size=[11] * axes, kernel_sigma=[1.5] * axes)
+    assert metrics.ssim(a, b, data_range=1.0) == pytest.approx(float(whole.mean()), abs=1e-4)
+    weights = np.array([0.0448, 0.2856, 0.3001]) / 0.6305
+    multi = compute_ms_ssim(*pair, spatial_dims=axes, kernel_size=7, weights=weights.tolist())
+    assert metrics.ms_ssim(a, b, data_range=1.0, scales=3, window=7) == pytest.approx(float(multi), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MONAI calls scipy.linalg.sqrtm the old way
+def test_distances_between_features_agree_with_monai():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(80, 4)), rng.normal(0.5, 2, (90, 4))
+    assert metrics.frechet_distance(a, b) == pytest.approx(
+        float(get_fid_score(torch.from_numpy(a), torch.from_numpy(b))), rel=1e-6
+    )
+
+    def cubed(rows: torch.Tensor) -> torch.Tensor:  # the features whose dot product is (x . y / 4 + 1)^3
+        ends = torch.cat([rows / 2, torch.ones(len(rows), 1)], 1)
+        return torch.einsum("na,nb,nc->nabc", ends, ends, ends).flatten(1)
+
+    b = b[:80]  # MONAI wants sets of one size
+    expected = theirs.MMDMetric(cubed)(torch.from_numpy(a), torch.from_numpy(b))
+    assert metrics.kernel_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 4])
+def test_ranking_metrics_agree_with_scikit_learn(levels):
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    for seed in range(3):
+        scores, truth = drawn(seed, levels)
+        flat = truth.ravel(), scores.ravel()
+        assert metrics.auc_roc(scores, truth) == pytest.approx(sklearn.roc_auc_score(*flat), abs=1e-12)
+        assert metrics.average_precision(scores, truth) == pytest.approx(sklearn.average_precision_score(*flat))
+
+
+def test_the_mixture_threshold_agrees_with_scikit_learn():
+    mixture = pytest.importorskip("sklearn.mixture", reason="scikit-learn is not installed")
+    rng = np.random.default_rng(2)
+    for part in (0.1, 0.4):
+        scores = np.where(rng.random((64, 64)) < part, rng.normal(0.7, 0.1, (64, 64)), rng.normal(0.2, 0.1, (64, 64)))
+        span = np.ptp(scores)
+        fitted = mixture.GaussianMixture(2, random_state=0).fit(((scores - scores.min()) / span).reshape(-1, 1))
+        expected = scores.min() + span * fitted.means_.mean()
+        assert metrics.mixture_threshold(scores) == pytest.approx(expected, abs=0.01)
+
+
+def test_corrections_and_equivalence_agree_with_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is not installed")
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats", reason="statsmodels is not installed")
+    rng = np.random.default_rng(3)
+    p = rng.random(12) ** 3
+    np.testing.assert_allclose(metrics.holm(p), multitest.multipletests(p, method="holm")[1])
+    np.testing.assert_allclose(metrics.benjamini_hochberg(p), multitest.multipletests(p, method="fdr_bh")[1])
+    values = rng.normal(0.02, 0.1, 12)
+    expected = weightstats.ttost_paired(values, np.zeros(12), -0.1, 0.1)[0]
+    assert metrics.equivalence(values, -0.1, 0.1).p == pytest.approx(expected)

@@ -1,0 +1,196 @@
+"""Baselines on a model whose words act in known boxes and in proportion to what it sees there: maps in closed form."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from medsyn_models import small_model
+from models.conftest import build_tiny
+from tiny_pipelines import sd
+
+from voxplain.adapters import as_adapter
+from voxplain.adapters.toy import ToyAdapter
+from voxplain.geometry import regular
+from voxplain.maps import Mask, Sample
+from voxplain.metrics.controls import center_prior
+from voxplain.studies import grounding
+from voxplain.studies.baselines import measure
+
+TEXT = "left nodule"
+WORDS = 2
+
+
+class Looking(ToyAdapter):
+    """What a word puts into its box is as strong as the first channel there."""
+
+    prediction = "epsilon"
+
+    def predict(self, latent, timestep, context, **options):
+        seen = latent.detach()
+        painted = super().predict(seen, timestep, context, **options) - 0.1 * seen
+        return painted * latent[:, :1] + 1
+
+
+@pytest.fixture(params=((8, 24), (4, 8, 12)), ids=["2D", "3D"])
+def adapter(request):
+    return Looking(request.param)
+
+
+def image(adapter, bright="left"):
+    """Bright where a word has its box, dark elsewhere."""
+    box = adapter.box(bright)
+    for axis in range(box.ndim):
+        box = box.repeat(2, axis)
+    return Sample(np.where(box, 4000.0, -1000.0).astype(np.float32)[None], adapter.geometry, "")
+
+
+@torch.no_grad()
+def parts(adapter, kept=3, seed=0):
+    """For each kept state what "left" adds to the prediction, with and without the image, and the prediction's size."""
+    prompt, sample = adapter.tokenize(TEXT), image(adapter)
+    whole, less = adapter.encode_prompt(prompt), adapter.remove(prompt, prompt.find("left"))
+    states = grounding.thinned(grounding.renoise(adapter, sample, seed=seed), kept)
+    for values, level in zip(states.latents, states.timesteps, strict=True):
+        state = torch.tensor(values)[None]
+        empty = state - np.sqrt(1 - level / 1000) * adapter.encode_image(sample.image)
+        full = adapter.predict(state, level, whole)
+        with_image, without = (
+            (adapter.predict(z, level, whole) - adapter.predict(z, level, less))[0].square().sum(0).numpy()
+            for z in (state, empty)
+        )
+        yield state[0, 0].numpy(), with_image, without, float(full.square().sum())
+
+
+def test_the_gradient_is_that_of_what_the_prediction_owes_to_the_word(adapter):
+    made = measure(adapter, image(adapter), TEXT, "gradient", kept=3).attribution
+    expected = np.mean([np.abs(2 * owed / seen) / size for seen, owed, _, size in parts(adapter)], axis=0)
+    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-6 * expected.max())
+    assert made.recipe.name == "gradient" and made.provenance["readout"] == "renoise"
+
+
+def test_integrated_gradients_are_complete_and_cell_by_cell_what_the_image_adds(adapter):
+    pytest.importorskip("captum")
+    made = measure(adapter, image(adapter), TEXT, "integrated_gradients", kept=3).attribution
+    expected = np.mean([np.abs(owed - empty) / size for _, owed, empty, size in parts(adapter)], axis=0)
+    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-6 * expected.max())
+    assert made.provenance["completeness"] < 1e-3
+
+
+def test_occlusion_finds_the_blocks_whose_content_the_word_needs(adapter):
+    made = measure(adapter, image(adapter), TEXT, "occlusion", kept=3, blocks=4).attribution
+    values, box = made.word("left").values, adapter.box("left")
+    edges = [np.linspace(0, size, 5).astype(int) for size in box.shape]
+    for corner in product(range(4), repeat=box.ndim):
+        block = tuple(slice(edge[at], edge[at + 1]) for edge, at in zip(edges, corner, strict=True))
+        assert len(np.unique(values[block])) == 1
+        assert (values[block].max() > 1e-3) == box[block].any()
+    assert values.max() <= 1 and made.provenance["regions"] == 4**box.ndim
+    assert made.word("nodule").values.max() < values.max() / 10  # its box shows nothing that could be taken away
+
+
+def test_the_layer_map_is_high_where_the_attention_that_matters_is(adapter):
+    for layers, rest in ((None, 1e-6), (adapter.layers, 0.3)):  # cells of the coarse layer reach over the edge
+        made = measure(adapter, image(adapter), TEXT, "grad_cam", kept=2, layers=layers).attribution
+        values, box = made.word("left").values, adapter.box("left")
+        assert values.shape == box.shape
+        assert values[box].min() > 0
+        assert values[~box].max() < values[box].max() * rest
+        assert made.provenance["layers"] == list(layers or adapter.localizing_layers)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in adapter.network.modules())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "forward", "backward"),
+    [
+        ("mean", {}, lambda axes: 40, 0),
+        ("effect", {}, lambda axes: 8 * (WORDS + 1), 0),
+        ("gradient", {"kept": 2}, lambda axes: 2 * (1 + 2 * WORDS), 2 * 2 * WORDS),
+        ("grad_cam", {"kept": 2}, lambda axes: 2 * (1 + 2 * WORDS), 2 * WORDS),
+        ("occlusion", {"kept": 2, "blocks": 2}, lambda axes: 2 * (1 + (WORDS + 1) * (2**axes + 1)), 0),
+        ("gradient", {"kept": 2, "profile": "invert"}, lambda axes: 2 * 39 + 2 * (1 + 2 * WORDS), 2 * 2 * WORDS),
+        ("random", {}, lambda axes: 0, 0),
+        ("center", {}, lambda axes: 0, 0),
+    ],
+)
+def test_the_price_is_counted_in_rows_of_the_network(adapter, method, options, forward, backward):
+    cost = measure(adapter, image(adapter), TEXT, method, **options).cost
+    assert (cost.forward, cost.backward) == (forward(adapter.geometry.ndim), backward)
+    assert cost.cpu_seconds >= 0
+
+
+def test_small_batches_give_the_same_maps(adapter):
+    for method in ("occlusion", "gradient", "grad_cam"):
+        together, alone = (
+            measure(adapter, image(adapter), TEXT, method, kept=1, limit=limit).attribution.maps for limit in (16, 1)
+        )
+        np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
+
+
+def test_a_recipe_is_measured_as_ground_reads_it(adapter):
+    made = measure(adapter, image(adapter), TEXT, "mean", seed=3, steps=4, used=2)
+    expected = grounding.ground(adapter, image(adapter), TEXT, "mean", seed=3, steps=4, used=2)
+    assert np.array_equal(made.attribution.maps, expected.maps)
+    assert made.cost.forward == 2
+
+
+def test_controls_know_nothing_of_the_model(adapter):
+    sample, grid = image(adapter), adapter.latent_shape[1:]
+    lit = np.zeros(adapter.geometry.shape, bool)
+    lit[tuple(slice(size // 2) for size in lit.shape)] = True
+    region = Mask("here", lit, adapter.geometry)
+    shown = measure(adapter, sample, TEXT, "region", region=region).attribution.word("left").values
+    assert np.array_equal(shown == 1, lit[(slice(None, None, 2),) * lit.ndim])
+    center = measure(adapter, sample, TEXT, "center").attribution
+    np.testing.assert_allclose(center.word("nodule").values, center_prior(grid))
+    random = [measure(adapter, sample, TEXT, "random", seed=seed).attribution for seed in (0, 0, 1)]
+    assert np.array_equal(random[0].maps, random[1].maps) and not np.array_equal(random[0].maps, random[2].maps)
+    assert random[0].word("left").values.mean() == 0.5
+    assert not np.array_equal(random[0].word("left").values, random[0].word("nodule").values)
+
+
+def test_bad_requests_are_refused_in_words(adapter):
+    sample = image(adapter)
+    elsewhere = Mask("here", np.ones((2,) * adapter.geometry.ndim, bool), regular((2,) * adapter.geometry.ndim, 1.0))
+    for method, options, complaint in (
+        ("magic", {}, "unknown method 'magic'; there are occlusion, gradient"),
+        ("region", {}, "give it as region=Mask"),
+        ("region", {"region": elsewhere}, "differ in geometry"),
+        ("occlusion", {"profile": "generate"}, "occlusion changes the given image"),
+        ("occlusion", {"blocks": 1}, "blocks = 1; give 2 or more"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            measure(adapter, sample, TEXT, method, **options)
+    with pytest.raises(ValueError, match="has no word"):
+        measure(adapter, sample, "...", "gradient")
+
+
+def test_without_captum_the_way_to_it_is_named(adapter, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
+    with pytest.raises(ImportError, match="voxplain\\[captum\\]"):
+        measure(adapter, image(adapter), TEXT, "integrated_gradients", kept=1)
+
+
+FAMILIES = {
+    "MONAI 2D": lambda: build_tiny(2),
+    "MONAI 3D": lambda: build_tiny(3),
+    "MedSyn": small_model,
+    "diffusers": sd,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_gradients_and_layer_maps(family):
+    adapter = as_adapter(FAMILIES[family]())
+    text = "left pleural effusion" if family.startswith("MONAI") else "left effusion"
+    sample = adapter.generate(text, steps=2)
+    for method in ("gradient", "grad_cam"):
+        made = measure(adapter, sample, text, method, kept=1)
+        assert made.attribution.word("effusion").values.max() > 0
+        assert made.cost.backward > 0
+    assert not any(parameter.grad is not None for parameter in networks(adapter))
+
+
+def networks(adapter):
+    whole = getattr(adapter, "pipeline", None) or adapter.network
+    return whole.parameters()
