@@ -89,16 +89,16 @@ def subjects(names: list[str], small: bool) -> Iterator[tuple[str, Any]]:
 def counted(way: Any) -> dict[str, Any]:
     """Operations and bytes of a run of one step and of PyTorch in the map step, and by how much that one grows."""
     from tracing_costs import Counted, with_peak
+    from tracing_ways import QueryStore
 
     with Counted() as run, way.listening():
         way.subject.generate(1)
     with Counted() as maps:
         _, peak = with_peak(way.maps)
     found = {"flops": run.flops, "bytes": run.nbytes, "map_flops": maps.flops, "map_bytes": maps.nbytes, "peak": peak}
-    return {
-        **found,
-        **({"floor": way.floor(), "cells": way.cells(), "rows": way.subject.rows} if hasattr(way, "floor") else {}),
-    }
+    if isinstance(way, QueryStore):
+        found |= {"floor": way.floor(), "cells": way.cells(), "rows": way.subject.rows}
+    return found
 
 
 def timed(way: Any, steps: int) -> dict[str, float]:

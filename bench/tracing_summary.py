@@ -81,6 +81,8 @@ def aims(way: str, made: dict[str, Any], found: dict[str, Any]) -> list[dict[str
 def table(figures: dict[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for name, found in figures["networks"].items():
+        floor = {"operations added, %": found["plain"]["floor_percent"]}
+        lines.append({"tracing": f"{found['title']}: the scores QK^T alone, which nobody can spare", **floor})
         for way, made in found["ways"].items():
             line: dict[str, Any] = {"tracing": f"{found['title']}: {way}"}
             if "error" in made:
