@@ -20,7 +20,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench peers clean
 
 help:
 	@echo "make demo    a synthetic chest CT with two maps for every word, in runs/demo"
@@ -62,7 +62,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/voxplain explain "$(DEMO)" --out runs/demo --overwrite
-	@echo "the page to look at: runs/demo/report.html (beside it overlay.png, sample.nii.gz, attribution.npz, run.json)"
+	@$(BIN)/voxplain report runs/demo --interactive
+	@echo "the pages to look at: runs/demo/viewer.html, to explore, and runs/demo/report.html, to read"
+	@echo "the same viewer with everything in it: $(BIN)/voxplain view runs/demo"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check
@@ -78,6 +80,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python bench/speed.py
+
+peers: $(STAMP)
+	@$(BIN)/python -m venv .peers || virtualenv .peers
+	@.peers/bin/python -m pip install -q -c constraints.txt $(PIP_ARGS) torch -e . -r bench/peers/requirements.txt
+	@.peers/bin/python -m pip install -q --no-deps -r bench/peers/packages.txt
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,6 +1,6 @@
-"""One run read by four recipes: where theory says that they agree, and where they differ. Draws docs/img/recipes.png.
+"""One run read by four recipes: where theory says that they agree, and where they differ.
 
-    python bench/recipes_figure.py
+    python bench/recipes_figure.py     docs/img/recipes.png, and its numbers in bench/results/recipes.json
 
 Above, only the layers of the finest grid are read: the recipes are then one map but for a factor. Below, each recipe
 reads the layers that it names, on all grids, and gives the coarse ones another weight and another way to the finest.
@@ -14,13 +14,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from record import write
 
 import voxplain
 from voxplain import recipes
 from voxplain.maps import AttentionMaps
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "img" / "recipes.png"
-PROMPT, WORD = "Large left pleural effusion.", "effusion"
+PROMPT, WORD, STEPS = "Large left pleural effusion.", "effusion", 10
 NAMES = ("mean", "daam", "daam_paper", "chest_distillation")
 
 
@@ -46,17 +47,18 @@ def departures(made: Mapping[str, Any]) -> dict[str, float]:
 
 
 def draw(maps: AttentionMaps, word: str, picture: Path) -> dict[str, dict[str, float]]:
-    """Write the picture; coronal sections through the row of cells where `mean` is highest. Gives the departures."""
+    """Write the picture, coronal sections where `mean` of all grids is highest, and give the departures."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     reads = {"layers of the finest grid": finest_layers(maps), "all grids": None}
     figure, axes = plt.subplots(2, len(NAMES), figsize=(7.2, 4.2), layout="constrained")
+    whole = shares(maps, word)["mean"]
+    row = np.unravel_index(whole.argmax(), whole.shape)[1]
     found = {}
     for line, (title, layers) in zip(axes, reads.items(), strict=True):
         made = shares(maps, word, layers)
         found[title] = departures(made)
-        row = np.unravel_index(made["mean"].argmax(), made["mean"].shape)[1]
         for panel, (name, values) in zip(line, made.items(), strict=True):
             shown = panel.imshow(values[:, row], origin="lower", vmin=0, vmax=1, cmap="magma")
             away = "" if name == "mean" else f"\ndiffers by up to {100 * found[title][name]:.1f} %"
@@ -75,9 +77,12 @@ def draw(maps: AttentionMaps, word: str, picture: Path) -> dict[str, dict[str, f
 def main() -> None:
     model = voxplain.load("thorax")
     with voxplain.trace(model, per_head=True) as tracer:
-        model.generate(PROMPT, seed=0)
-    for title, found in draw(tracer.maps()[0], WORD, PICTURE).items():
-        print(title, {name: f"{100 * value:.2g} %" for name, value in found.items()})
+        model.generate(PROMPT, seed=0, steps=STEPS)
+    found = draw(tracer.maps()[0], WORD, PICTURE)
+    for title, departs in found.items():
+        print(title, {name: f"{100 * value:.2g} %" for name, value in departs.items()})
+    run = {"prompt": PROMPT, "word": WORD, "steps": STEPS, "weights": voxplain.as_adapter(model).weights_hash}
+    write("recipes", "python bench/recipes_figure.py", {**run, "departures": found})
 
 
 if __name__ == "__main__":

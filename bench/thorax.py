@@ -162,18 +162,21 @@ class Bench:
         absent = next(kind for kind in CORE[index % len(CORE) :] + CORE if kind not in kinds).replace("_", " ")
         swapped = self.adapter.tokenize(text[:first] + absent + text[last:])
         states = renoise(self.adapter, Sample(case.image, case.geometry, text), seed=index)
-        recorded, other = record(self.adapter, [tokens, swapped], [states, states], PER_LAYER)
+        few = thinned(states)  # for the controls
+        recorded, other = (
+            record(self.adapter, [text], [some], PER_LAYER)[0] for text, some in ((tokens, states), (swapped, few))
+        )
         recipes = self.recipes()
         named = {r.name: reduce(recorded, r) for r in recipes}
         span = first, first + len(absent)
         extra = {
             f"{r.name} of an absent finding": map_of(reduce(other, r), swapped, span, case.geometry) for r in recipes
         }
-        raw = reduce(record(self.untrained, [tokens], [states], PER_LAYER)[0], PER_LAYER)
+        raw = reduce(record(self.untrained, [tokens], [few], PER_LAYER)[0], PER_LAYER)
         extra["untrained"] = map_of(raw, tokens, mention.span, case.geometry)
         extra["mean_mask"] = self._same_text(mention)
         region = case.organs[mention.region]
-        row = self._score(mention, tokens, mention.mask, region, named, thinned(states), case.image[0], extra, case)
+        row = self._score(mention, tokens, mention.mask, region, named, few, case.image[0], extra, case)
         return [row]
 
     def mentioned(self, index: int) -> tuple[Case, str, Mention | None]:

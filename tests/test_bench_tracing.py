@@ -137,9 +137,16 @@ def test_missing_rounds_are_measured_and_others_are_not(bench, monkeypatch):
         bench.measure(["sd15-64"], small=True)
         before = bench.rows("sd15-64", True)
         bench.measure(["sd15-64"], small=True)
+        assert bench.rows("sd15-64", True) == before and [row["round"] for row in before] == [0, 1]
+        monkeypatch.setattr(absent, "package", None)  # it has come: its rounds are measured again, once
+        bench.measure(["sd15-64"], small=True)
+        after = bench.rows("sd15-64", True)
+        bench.measure(["sd15-64"], small=True)
     finally:
         torch.set_num_threads(threads)
-    assert bench.rows("sd15-64", True) == before and [row["round"] for row in before] == [0, 1]
+    assert bench.rows("sd15-64", True) == after and [row["round"] for row in after] == [0, 1]
+    assert all("missing" in row["ways"]["absent"] for row in before)
+    assert all("error" not in row["ways"]["absent"] for row in after)
     found = bench.digest(before, "tiny", ways, 1)
     assert "no-such-package is not installed" in found["ways"]["absent"]["error"]
     mean = found["ways"]["voxplain mean"]
@@ -149,6 +156,24 @@ def test_missing_rounds_are_measured_and_others_are_not(bench, monkeypatch):
     floor = found["plain"]["floor_percent"]
     assert 2 * 19 / 16 * floor < mean["flops_added_percent"] < 2 * 19 / 8 * floor
     assert found["ways"]["query store"]["flops_added_percent"] == pytest.approx(mean["flops_added_percent"])
+
+
+def test_a_parity_that_had_no_package_is_tried_again(bench, monkeypatch, tmp_path):
+    import tracing_models
+
+    monkeypatch.setattr(bench, "PARITY", {"tiny": (8, "DDIMScheduler", 64, 1, "daam")})
+    monkeypatch.setattr(bench, "PEERS", tmp_path / "nowhere")
+    bench.parity(small=True)
+    assert "is missing; make peers" in bench.rows("parity", True)[0]["error"]
+    monkeypatch.setattr(bench, "PEERS", tmp_path)
+    pipe = type("Pipe", (), {"save_pretrained": staticmethod(lambda folder: None)})
+    monkeypatch.setattr(tracing_models, "stable_diffusion", lambda **shape: pipe)
+    monkeypatch.setattr(bench, "compared", lambda folder, *run: {"error_same_kernel": 1e-7, "run": run})
+    for _ in range(2):
+        bench.parity(small=True)
+    expected = {"case": "tiny", "error_same_kernel": 1e-7, "run": [64, 1, "daam"]}
+    assert bench.rows("parity", True) == [expected]
+    assert len(bench.path("parity", True).read_text().splitlines()) == 2
 
 
 def planted(call, attention, maps):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from voxplain import loading
+from voxplain import loading, recipes
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.cli import app
 from voxplain.geometry import regular
@@ -210,6 +210,21 @@ def test_export_writes_one_map_a_word_and_recipe(made, tmp_path):
         expected = kept.word("effusion", recipe=recipe).resize(kept.sample.geometry).values
         np.testing.assert_allclose(read_volume(path)[0], expected, atol=1e-6)
     assert json.loads((tmp_path / "maps" / "export.json").read_text())["prompt"] == PROMPT
+
+
+def test_attention_is_exported_on_the_scale_that_was_asked_for(made, tmp_path):
+    result = call("export", made, "--nifti", tmp_path / "maps", "--word", "effusion", "--scaling", "words")
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(made)
+    scaled = recipes.scale(kept.attributions["mean"], "words").word("effusion")
+    for recipe, expected in (("mean", scaled), ("effect", kept.word("effusion", recipe="effect"))):
+        (path,) = (tmp_path / "maps" / recipe).glob("*effusion.nii.gz")
+        values = expected.resize(kept.sample.geometry).values
+        np.testing.assert_allclose(read_volume(path)[0], values, atol=1e-6)
+    assert call("overlay", made, "left", "--scaling", "log_ratio", "--out", tmp_path / "a.png").exit_code == 0
+    result = call("overlay", made, "left", "--scaling", "softmax", "--out", tmp_path / "b.png")
+    assert result.exit_code == 2
+    assert "softmax" in result.stderr and "log_ratio" in result.stderr
 
 
 def test_maps_are_laid_over_a_volume_from_elsewhere(made, tmp_path):

@@ -5,8 +5,20 @@ import pytest
 
 from voxplain.geometry import regular
 from voxplain.maps import Heatmap, Mask
-from voxplain.metrics import Undefined
-from voxplain.scoring import METRICS, Score, Scores, overall, score, summarize
+from voxplain.metrics import Undefined, mixture_mask
+from voxplain.scoring import (
+    CHANCE,
+    LOWER,
+    MASK_METRICS,
+    METRICS,
+    NEITHER,
+    Score,
+    Scores,
+    overall,
+    score,
+    summarize,
+    values,
+)
 
 GEOMETRY = regular((4, 4, 4), (5.0, 5.0, 5.0))
 
@@ -71,9 +83,42 @@ def test_both_ways_to_average_are_given():
 
 
 def test_every_named_metric_gives_a_number_or_a_reason():
-    rows = score(CASES, METRICS).rows
-    assert len(rows) == len(CASES) * len(METRICS)
+    names = [*METRICS, *MASK_METRICS]
+    rows = score(CASES, names).rows
+    assert len(rows) == len(CASES) * len(names)
+    assert {*CHANCE, *LOWER, *NEITHER} <= set(names)
     assert all(math.isfinite(row.value) != bool(row.reason) for row in rows)
+
+
+def test_the_named_metrics_are_the_documented_ones():
+    perfect = Heatmap("effusion", CASES[0][2].values.astype(float), GEOMETRY)
+    found = values(perfect, CASES[0][2], None, [*METRICS, *MASK_METRICS])
+    for name in ("auc_roc", "average_precision", "oracle_iou", "mean_iou", "daam_iou_0.3", "daam_iou_0.5"):
+        assert found[name] == 1
+    assert found["coverage"] == found["intensity"] == found["chance_level"] == 2 / 64
+    assert found["auc_roc_inside"] == "the case names no region"
+
+
+def test_the_mixture_is_fitted_on_the_maps_own_grid():
+    coarse = Heatmap("effusion", np.arange(8.0).reshape(2, 2, 2) ** 3, GEOMETRY.at((2, 2, 2)))
+    mask = mixture_mask(coarse.values).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    truth = Mask("effusion", mask, GEOMETRY)
+    found = values(coarse, truth, None, list(MASK_METRICS))
+    assert found == {
+        "mixture_iou": 1, "mixture_dice": 1, "foreground_background_iou": 1, "box_iou": 1, "center_distance": 0,
+    }  # fmt: skip
+    elsewhere = Mask("effusion", np.roll(mask, 1, 2), GEOMETRY)
+    assert values(coarse, elsewhere, None, ["mixture_iou"])["mixture_iou"] < 1
+
+
+def test_whole_patients_are_drawn_where_they_are_named():
+    cases = [(str(number), heatmap("effusion", number), mask("effusion", 1, 2), None) for number in range(6)]
+    scores = score(cases, ["auc_roc"])
+    same = {str(number): "one" for number in range(5)}
+    (alone,), (together,) = summarize(scores), summarize(scores, clusters=same)
+    assert alone.interval.mean == together.interval.mean and alone.interval.n == together.interval.n == 6
+    assert "2 clusters drawn whole" in together.interval.note and not alone.interval.note
+    assert all("2 clusters drawn whole" in one.interval.note for one in overall(scores, clusters=same))
 
 
 def test_a_coarse_heatmap_is_brought_to_the_truth_first():
@@ -88,6 +133,10 @@ def test_wrong_use_is_an_error_and_no_row():
     elsewhere = Mask("left lung", np.ones((2, 2, 2), bool), GEOMETRY.at((2, 2, 2)))
     with pytest.raises(ValueError, match="differ in geometry"):
         score([(*CASES[0][:3], elsewhere)], ["auc_roc"])
+
+    shifted = Heatmap("effusion", np.ones((4, 4, 4)), regular((4, 4, 4), 5.0, (0, 0, 5)))
+    with pytest.raises(ValueError, match="case 'a': map .* do not cover the same field of view"):
+        score([("a", shifted, CASES[0][2], None)], ["auc_roc"])
 
     def broken(scores, truth, region):
         raise ValueError("not this way")

@@ -3,21 +3,18 @@
 The network is a small home-made denoiser of volumes. All that Voxplain asks of it is in the class `PainterAdapter`.
 """
 
-import re
 import zlib
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import voxplain
-from voxplain.adapters.base import Adapter, announced_rows, projections
+from voxplain.adapters.networks import NetworkAdapter
+from voxplain.adapters.pieces import read_words
 from voxplain.geometry import regular
-from voxplain.maps import Sample
-from voxplain.models.events import Call, Run, Step
+from voxplain.models.schedule import alpha_bars
 from voxplain.testing import check_adapter, describe
-from voxplain.tokens import TokenizedPrompt
 
 GRID, CONTEXT, WIDTH, HEADS = (4, 6, 8), 6, 16, 2
 
@@ -59,94 +56,28 @@ class Painter(nn.Module):
 # --- its adapter ---
 
 
-class PainterAdapter(Adapter):
-    name, layers, localizing_layers = "painter", ("block.attention",), ()
-    latent_shape, geometry = (1, *GRID), regular(GRID, 5.0)
+class PainterAdapter(NetworkAdapter):
+    def __init__(self, network):
+        super().__init__(
+            network,
+            name="painter",
+            layers=["block.attention"],  # module paths, in the order of the network
+            latent_shape=(1, *GRID),
+            geometry=regular(GRID, 5.0),  # millimeters
+            alphas=alpha_bars("cosine", 1000),  # the share of signal variance at each noise level of its training
+            prediction="sample",  # what it was trained to predict
+            steps=4,
+            guidance_scale=2.0,
+        )
 
-    def __init__(self, model):
-        self.model, self.watchers = model, []
-
-    def observe(self, layer, listener):
-        return self.hear(layer, listener, edit=False)
-
-    def edit(self, layer, editor):
-        return self.hear(layer, editor, edit=True)
-
-    def hear(self, layer, use, edit):  # hooks on to_q, to_k and to_v; the block is where the grid is still a grid
-        if layer not in self.layers:
-            raise KeyError(f"painter has no layer {layer!r}; it has {', '.join(self.layers)}")
-        return projections(self, layer, self.model.block, self.model.get_submodule(layer), use, edit)
-
-    @contextmanager
-    def watching(self, callback):
-        self.watchers.append(callback)
-        try:
-            yield
-        finally:
-            self.watchers.remove(callback)
-
-    def announce(self, event):
-        for watcher in tuple(self.watchers):
-            watcher(event)
-
-    def tokenize(self, prompt):
-        words = list(re.finditer(r"\w+", prompt))[:CONTEXT]
-        free = CONTEXT - len(words)
-        ids = (*(1 + zlib.crc32(word.group().lower().encode()) % 49 for word in words), *(0,) * free)
-        pieces = (*(word.group() for word in words), *("[PAD]",) * free)
-        return TokenizedPrompt(prompt, ids, pieces, (*(word.span() for word in words), *(None,) * free), start=None)
+    def tokenize(self, prompt):  # read_text does it with a fast tokenizer of transformers
+        return read_words(prompt, lambda word: 1 + zlib.crc32(word.encode()) % 49, CONTEXT)
 
     def encode_prompt(self, prompt):
-        return self.model.words(torch.tensor([prompt.ids]))
+        return self.network.words(torch.tensor([prompt.ids]))
 
-    def predict(self, latent, timestep, context, *, rows=None, step=0):
-        self.announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))  # whose rows are about to run
-        return self.model(latent, timestep, context.expand(len(latent), -1, -1))
-
-    def encode_image(self, image):  # this model works on the voxels; the image is its own latent
-        return torch.tensor(image)[None]
-
-    def decode(self, latent):
-        return latent.numpy()
-
-    def add_noise(self, latent, noise, timestep):
-        return latent + timestep / 1000 * noise
-
-    def timesteps(self, steps):
-        return tuple(1000.0 * (steps - step) / steps for step in range(steps))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt,
-        *,
-        seed=0,
-        steps=None,
-        guidance_scale=None,
-        negative_prompt=None,
-        samples=1,
-        progress=None,
-    ):
-        steps, scale = steps or 4, 2.0 if guidance_scale is None else guidance_scale
-        texts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(samples)]
-        seeds = [seed + number for number in range(len(texts))] if isinstance(seed, int) else seed
-        prompts = tuple(self.tokenize(text) for text in texts)
-        context = torch.cat([self.encode_prompt(one) for one in prompts])
-        null = self.encode_prompt(self.tokenize(negative_prompt or ""))
-        latent = torch.stack([torch.randn(1, *GRID, generator=torch.Generator().manual_seed(one)) for one in seeds])
-        rows = {branch: [(number, branch) for number in range(len(texts))] for branch in ("text", "null")}
-
-        self.announce(Run(prompts, self.geometry, steps))
-        for step, level in enumerate(self.timesteps(steps)):
-            given = self.predict(latent, level, context, rows=rows["text"], step=step)
-            free = self.predict(latent, level, null, rows=rows["null"], step=step)  # a pass that no listener hears
-            guided = free + scale * (given - free)
-            self.announce(Step(step, level, latent, guided, tuple(range(len(texts)))))
-            latent = latent + (guided - latent) / (steps - step)
-            if progress:
-                progress(step + 1, steps)
-        made = [Sample(image, self.geometry, text) for image, text in zip(self.decode(latent), texts, strict=True)]
-        return made[0] if isinstance(prompt, str) and samples == 1 else made
+    def denoise(self, latent, timestep, context):
+        return self.network(latent, timestep, context)
 
 
 # --- what it gives ---

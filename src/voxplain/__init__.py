@@ -13,6 +13,7 @@ _FUNCTIONS = {
     "trace_modules": "listening.modules",
     "explain": "studies.explaining",
     "as_adapter": "adapters.base",
+    "show": "serve.notebook",
     "check_adapter": "testing",
 }
 _TYPES = {

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import tiny_pipelines as tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from voxplain.adapters.base import as_adapter
 from voxplain.adapters.diffusers import load_pipeline
@@ -69,6 +70,47 @@ def test_a_text_encoder_of_another_width_is_refused_before_it_is_loaded(folder):
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": 24}))
     with pytest.raises(ValueError, match="vectors of width 24, but the U-Net takes 16"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "complaint"),
+    [
+        ("unet", "conv_in.bias", None, "do not fit UNet2DConditionModel: 1 missing: conv_in.bias$"),
+        ("unet", "odd", torch.zeros(1), "do not fit UNet2DConditionModel: 1 unexpected: odd$"),
+        ("unet", "conv_in.bias", torch.zeros(3), "conv_in.bias"),
+        ("text_encoder", "final_layer_norm.bias", None, "fit CLIPTextModel: 1 missing: .*final_layer_norm.bias$"),
+        (
+            "text_encoder",
+            "final_layer_norm.bias",
+            torch.zeros(3),
+            r"1 of another shape: .*final_layer_norm.bias \(3,\)",
+        ),
+        ("text_encoder", "odd", torch.zeros(1), None),  # of another task, perhaps
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_made_up(folder, capfd, part, name, value, complaint):
+    [path] = (folder / part).glob("*.safetensors")
+    state = load_file(path)
+    place = next((one for one in state if one.endswith(name)), name)
+    state.pop(place, None)
+    save_file(state if value is None else {**state, place: value}, path, {"format": "pt"})
+    if complaint is None:
+        assert load_pipeline(folder).text_encoder is not None
+    else:
+        with pytest.raises(ValueError, match=complaint):
+            load_pipeline(folder)
+    assert "newly initialized" not in capfd.readouterr().err
+
+
+def test_weights_that_are_damaged_or_gone_are_named(folder):
+    [path] = (folder / "unet").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="unet holds no weights that can be read"):
+        load_pipeline(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="unet holds no weights that can be read"):
         load_pipeline(folder)
 
 

@@ -161,6 +161,23 @@ def test_the_maps_know_nothing_of_guidance_after_the_first_step():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # what torch.compile imports
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_stays_after_an_exception_on_the_way(error):
+    model = small_model()
+    plain = model.generate(PROMPT, steps=2).image
+
+    def stop(*_):
+        raise error
+
+    with pytest.raises(error), trace(model) as tracer:
+        model.generate(PROMPT, steps=2, progress=stop)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.network.modules()) == 0
+    assert not model._watchers
+    with pytest.raises(ValueError, match="only 1 of 2 steps"):
+        tracer.attribution()
+    assert np.array_equal(model.generate(PROMPT, steps=2).image, plain)
+
+
 def test_a_compiled_network_is_refused():
     model = small_model()
     model.network.mid_cross_attn1.compile(backend="eager")

@@ -282,6 +282,23 @@ def test_a_compiled_network_is_refused():
             pytest.fail("the block was entered")
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_stays_after_an_exception_on_the_way(error):
+    pipeline = make()
+    plain = pipeline.generate("large effusion", steps=2).image
+
+    def stop(done, steps):
+        raise error
+
+    with pytest.raises(error), trace(pipeline) as tracer:
+        pipeline.generate("large effusion", steps=2, progress=stop)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in pipeline.modules()) == 0
+    assert not pipeline._watchers
+    with pytest.raises(ValueError, match="only 1 of 2 steps"):
+        tracer.attribution()
+    assert np.array_equal(pipeline.generate("large effusion", steps=2).image, plain)
+
+
 def test_an_unknown_model_is_refused_with_what_is_known():
     with pytest.raises(TypeError, match="no adapter for Identity; known: .*LatentDiffusion.*docs/adapters.md"):
         as_adapter(nn.Identity())

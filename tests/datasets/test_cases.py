@@ -2,9 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from voxplain.datasets.phantom import cases
-from voxplain.datasets.phantom.cases import BLOCK, SPLITS, draw, held_out, plan_case, radiograph, seed_of
+from voxplain.datasets.phantom.cases import BLOCK, SPLITS, draw, held_out, plan_case, plan_siblings, radiograph, seed_of
 from voxplain.datasets.phantom.findings import CORE, KINDS, LOBAR, LOBES, SIDED, Plan
 
 
@@ -141,3 +142,23 @@ def test_the_text_leaves_the_place_open():
             if c.findings and (c.findings[0].mask & c.organs["left lower lobe"]).any()
         ]
         assert np.mean(scores) <= 0.8
+
+
+def test_alike_siblings_differ_in_one_finding_and_what_it_does_to_the_lung():
+    kept, lobar = Plan("effusion", "left", None, "large"), Plan("nodule", "right", "right upper lobe", "large")
+    without, more = (draw(3, "train", plans, alike=True) for plans in ([kept], [kept, lobar]))
+    nodule = next(f.mask for f in more.findings if f.kind == "nodule")
+    reach = ndimage.binary_dilation(nodule, iterations=5)
+    assert np.array_equal(without.image[0][~reach], more.image[0][~reach])
+    assert np.abs(without.image - more.image)[0][nodule].mean() > 100
+    apart = draw(3, "train", [kept]), draw(3, "train", [kept, lobar])
+    assert not np.array_equal(apart[0].image[0][~reach], apart[1].image[0][~reach])
+
+
+def test_siblings_are_planned_as_none_one_elsewhere_and_another_and_never_held_out():
+    for family in range(60):
+        kept, here, there, instead = plan_siblings(np.random.default_rng(family))
+        assert here[: len(kept)] == there[: len(kept)] == instead[: len(kept)] == kept
+        assert here[-1].kind == there[-1].kind != instead[-1].kind
+        assert here[-1] != there[-1]
+        assert not any(held_out(plan) for plans in (here, there, instead) for plan in plans)

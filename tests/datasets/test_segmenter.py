@@ -2,11 +2,13 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from voxplain.datasets.phantom.cases import Case, draw
 from voxplain.datasets.phantom.findings import Plan
 from voxplain.datasets.phantom.registration import register
 from voxplain.datasets.phantom.segmenter import SMALLEST_ML, Found, findings, segment
+from voxplain.datasets.phantom.shapes import standing_out
 
 SEED = 900  # dev cases that no threshold was chosen on
 PLANS = {
@@ -50,6 +52,21 @@ def test_each_finding_is_seen_alone_in_its_place_and_on_its_voxels(kind):
 def test_a_chest_without_findings_is_read_as_one():
     for index in (SEED, SEED + 1, SEED + 2):
         assert [f.kind for f in read(index=index)[1]] == []
+
+
+@pytest.mark.parametrize("kind", [None, "ground_glass", "nodule", "pericardial_effusion", "fibrosis"])
+def test_a_smoothed_chest_is_read_like_the_sharp_one(kind):
+    case, found = read(*([] if kind is None else [PLANS[kind]]))
+    smooth = findings(ndimage.gaussian_filter(case.image[0], 0.5))
+    assert [(f.kind, f.side, f.lobe) for f in smooth] == [(f.kind, f.side, f.lobe) for f in found]
+
+
+def test_a_ball_stands_out_and_a_rod_does_not():
+    volume = np.zeros((15, 15, 15), np.float32)
+    volume[7, 7, 7] = 100
+    assert standing_out(volume)[7, 7, 7] == 100
+    volume[7, 7, :] = 100
+    assert standing_out(volume)[7, 7, 7] == 0
 
 
 def test_fluid_on_both_sides_is_one_bilateral_finding():

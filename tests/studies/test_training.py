@@ -12,6 +12,7 @@ TINY = {
     "detail_steps": 1,
     "autoencoder_batch": 2,
     "denoiser_steps": 3,
+    "alike_from": 2,  # so that both pools are used
     "denoiser_batch": 4,
 }
 
@@ -60,6 +61,23 @@ def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
     with pytest.raises(ValueError, match="multiples of siblings = 4"):
         training.train("thorax-2d", tmp_path, **{**TINY, "denoiser_batch": 6})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_evened_contrast_counts_a_change_by_its_root():
+    clean = torch.zeros(1, 3, 1, 4)
+    clean[0, 1], clean[0, 2] = 0.1, 10.0  # one sibling a little and one far from the first
+    ignores_the_text = clean[:, :1] - clean
+    assert training._evened_contrast(ignores_the_text, clean).item() == pytest.approx((0.1 + 10) / 2)
+    half_of_the_small = ignores_the_text.clone()
+    half_of_the_small[0, 1] /= 2
+    assert training._evened_contrast(half_of_the_small, clean).item() == pytest.approx((0.025 + 10) / 2)
+    shared = torch.full_like(clean, 3.0)
+    assert training._evened_contrast(shared, clean).item() == 0
+
+
+def test_siblings_without_any_difference_weigh_nothing_and_divide_by_nothing():
+    clean = torch.ones(1, 2, 1, 4)
+    assert training._evened_contrast(torch.zeros_like(clean), clean).item() == 0
 
 
 def test_siblings_share_their_chest_and_not_their_findings(tmp_path):

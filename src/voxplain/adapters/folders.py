@@ -1,11 +1,15 @@
 """Opening a folder that holds a diffusers pipeline, as data: no code of the folder runs and no pickle is read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
 
 try:
     import diffusers
@@ -13,6 +17,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("pipelines of diffusers need the package: pip install 'voxplain[diffusers]'") from error
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SHOWN = 5  # names that a message lists
 
 
 def load_pipeline(
@@ -20,8 +25,8 @@ def load_pipeline(
 ) -> Any:
     """The pipeline of a folder written by `save_pretrained`, ready to run, from safetensors only and without network.
 
-    Raises ValueError for a folder that is none, a component that is missing, is code, or is there as a pickle only, and
-    for a text encoder whose width the U-Net does not take.
+    Raises ValueError for a folder that is none, a component that is missing, is code, or is there as a pickle only, for
+    a text encoder whose width the U-Net does not take, and for weights that do not fit their network, by name.
     """
     folder = Path(folder)
     index = _document(folder / "model_index.json", f"{folder} is no folder of a diffusers pipeline")
@@ -40,7 +45,9 @@ def load_pipeline(
     kept = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kept, torch.dtype):
         raise ValueError(f"dtype = {dtype!r}; give float32, float16 or bfloat16")
-    pipe = kind.from_pretrained(folder, torch_dtype=kept, local_files_only=True, use_safetensors=True)
+    with _quiet():
+        networks = _networks(folder, parts, kept)
+        pipe = kind.from_pretrained(folder, torch_dtype=kept, local_files_only=True, use_safetensors=True, **networks)
     return pipe.to(device)
 
 
@@ -56,6 +63,53 @@ def check_width(encoders: Sequence[Mapping[str, Any]], unet: Mapping[str, Any]) 
             f"the text encoder gives vectors of width {' + '.join(map(str, widths))}, but the U-Net takes "
             f"{', '.join(map(str, sorted(wanted)))}: these two do not belong together"
         )
+
+
+def _networks(folder: Path, parts: Mapping[str, Sequence[str | None]], dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Each component that has weights, with all of them; a pipeline would make up those that are missing."""
+    found = {}
+    for part, (library, name) in parts.items():
+        home = {"diffusers": diffusers, "transformers": transformers}.get(library or "")
+        kind = getattr(home, name or "", None)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            found[part] = _opened(kind, folder / part, dtype, theirs=home is transformers)
+    return found
+
+
+def _opened(kind: Any, place: Path, dtype: torch.dtype, *, theirs: bool) -> nn.Module:
+    """The network of a folder. What a text encoder has beside it, such as the head of another task, is left out."""
+    renamed = theirs and tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
+    options = {"dtype" if renamed else "torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    try:
+        made, report = kind.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=theirs, **options)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{place} holds no weights that can be read: {error}") from error
+    shapes = [f"{name} {tuple(given)}, expected {tuple(own)}" for name, given, own in report["mismatched_keys"]]
+    strange = () if theirs else report["unexpected_keys"]
+    lists = {"missing": report["missing_keys"], "unexpected": strange, "of another shape": shapes}
+    if wrong := [_listed(what, names) for what, names in lists.items() if names]:
+        raise ValueError(f"the weights in {place} do not fit {kind.__name__}: {'; '.join(wrong)}")
+    return made
+
+
+def _listed(what: str, names: Sequence[str] | set[str]) -> str:
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(sorted(names)[:SHOWN])}{more}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No remarks of the libraries about weights: what matters of them is checked here."""
+    with ExitStack() as leaving:
+        for library in (diffusers, transformers):
+            logs = library.utils.logging
+            leaving.callback(logs.set_verbosity, logs.get_verbosity())
+            logs.set_verbosity_error()
+        logs = transformers.utils.logging
+        if logs.is_progress_bar_enabled():
+            leaving.callback(logs.enable_progress_bar)
+            logs.disable_progress_bar()
+        yield
 
 
 def _check_part(folder: Path, part: str, library: str, pipeline: str) -> None:

@@ -1,6 +1,7 @@
 """What a tokenizer makes of a text that a pipeline rewrites: lower case, an instruction in front, a selection."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from voxplain.tokens import TokenizedPrompt
@@ -56,4 +57,22 @@ def read_text(
         start=start,
         end=next((row for row in special if row != start), None),
         cut=cut[0] if cut else None,
+    )
+
+
+def read_words(prompt: str, number: Callable[[str], int], room: int, *, padding: int = 0) -> TokenizedPrompt:
+    """A piece for each word, without start and end, cut or padded to `room` positions.
+
+    `number` gives the id of a word in lower case, `padding` is the id of what fills up. A word is a run of letters,
+    digits and underscores.
+    """
+    found = list(re.finditer(r"\w+", prompt))
+    words, lost, free = found[:room], found[room:], max(0, room - len(found))
+    return TokenizedPrompt(
+        text=prompt,
+        ids=(*(number(word.group().lower()) for word in words), *(padding,) * free),
+        pieces=(*(word.group() for word in words), *("[PAD]",) * free),
+        spans=(*(word.span() for word in words), *(None,) * free),
+        start=None,
+        cut=lost[0].start() if lost else None,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,10 @@ Recipes = Annotated[
     list[str] | None, typer.Option("--recipe", help="Give it again for several. [default: mean, effect]")
 ]
 Recipe = Annotated[str, typer.Option(help="Whose maps: mean (attended to) or effect (changed).")]
+Scale = Annotated[
+    Literal["raw", "words", "log_ratio"],
+    typer.Option("--scaling", help="Of attention; words: shares among the words; log_ratio: to the uniform level."),
+]
 Top = Annotated[float, typer.Option(help="The share of nonzero cells to keep.")]
 On = Annotated[
     Path | None, typer.Option(help="A volume from elsewhere (NIfTI) to lay under the maps.", show_default=False)

@@ -82,7 +82,7 @@ def explain(
 
 @verb
 def ground(
-    image: Annotated[Path, typer.Argument(help="A volume in physical units, as NIfTI.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder with a CT series.", show_default=False)],
     text: Annotated[str, typer.Argument(help="The text whose words are looked for.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
     model: Model = "thorax",
@@ -101,11 +101,11 @@ def ground(
     with progress() as report:
         opened = open_model(model, report, device=device, **options)
         from voxplain.adapters import as_adapter
-        from voxplain.io.nifti import read_volume
+        from voxplain.io.dicom_series import read_image
         from voxplain.maps import Sample
         from voxplain.studies import explaining
 
-        values, geometry = read_volume(image, as_adapter(opened).geometry.ndim)
+        values, geometry = read_image(image, as_adapter(opened).geometry.ndim)
         sample = Sample(values.reshape(-1, *geometry.shape).astype("float32"), geometry, text, {"image": image.name})
         explanation = explaining.explain_image(
             opened, sample, text, seed=seed, seeds=seeds, recipes=several(recipe), progress=report

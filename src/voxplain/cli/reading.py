@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxplain.cli.base import On, Overwrite, Place, Recipe, Run, Top, Words, progress, say, verb
+from voxplain.cli.base import On, Overwrite, Place, Recipe, Run, Scale, Top, Words, progress, say, verb
 
 if TYPE_CHECKING:
     from voxplain.maps import Explanation
@@ -48,6 +48,7 @@ def mask(
     top: Top = 0.25,
     recipe: Recipe = "mean",
     anyway: Annotated[bool, typer.Option("--anyway", help="Also for words that are not distinguishable.")] = False,
+    scaling: Scale = "raw",
     on: On = None,
     place: Place = "file",
 ) -> None:
@@ -59,7 +60,7 @@ def mask(
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out {out}: a mask is written as NIfTI; give a name that ends in .nii.gz")
-    explanation = opened(run, on, place)
+    explanation = opened(run, on, place, scaling)
     heatmaps = [explanation.word(one, recipe=recipe) for one in word]
     unsure = [one for one in word if not explanation.sure(one, recipe)]
     if unsure and not anyway:
@@ -79,6 +80,7 @@ def overlay(
     top: Top = 0.25,
     plane: Annotated[str | None, typer.Option(help="axial, coronal, sagittal or frontal. [default: the first]")] = None,
     window: Annotated[str | None, typer.Option(help="lung, soft tissue or bone. [default: lung]")] = None,
+    scaling: Scale = "raw",
     on: On = None,
     place: Place = "file",
 ) -> None:
@@ -91,7 +93,7 @@ def overlay(
     buffer = io.BytesIO()
     with progress() as show:
         show("drawing")
-        picture = figure(opened(run, on, place), word, fraction=top, plane=plane, window=window)
+        picture = figure(opened(run, on, place, scaling), word, fraction=top, plane=plane, window=window)
         picture.savefig(buffer, format=out.suffix.lstrip(".") or "png")
         write_file(out, buffer.getvalue())
     say(str(out))
@@ -100,35 +102,58 @@ def overlay(
 @verb
 def export(
     run: Run,
-    nifti: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    nifti: Annotated[Path | None, typer.Option(help="The folder to write as NIfTI.", show_default=False)] = None,
     word: Annotated[list[str] | None, typer.Option(help="Only these words or phrases. [default: all]")] = None,
     top: Top = 0.25,
+    scaling: Scale = "raw",
     on: On = None,
     place: Place = "file",
     overwrite: Overwrite = False,
+    dicom: Annotated[Path | None, typer.Option(help="The folder to write as DICOM.", show_default=False)] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Also whole maps, not cut off, as DICOM.")] = False,
+    with_prompt: Annotated[bool, typer.Option("--with-prompt", help="Words and prompt in DICOM, too.")] = False,
 ) -> None:
-    """Image, maps and masks as NIfTI with a JSON sidecar."""
-    from voxplain.io.nifti import export as write
-
+    """Image, maps and masks as NIfTI or DICOM, with a JSON sidecar."""
+    if not (nifti or dicom):
+        raise ValueError("name the folder to write, by --nifti or by --dicom")
     with progress() as show:
         show("writing")
-        made = write(opened(run, on, place), nifti, word, top, overwrite=overwrite)
-    say(str(made))
+        explanation = opened(run, on, place, scaling)
+        if nifti:
+            from voxplain.io.nifti import export as write
+
+            say(str(write(explanation, nifti, word, top, overwrite=overwrite)))
+        if dicom:
+            from voxplain.io.dicom import export as write
+
+            made = write(explanation, dicom, word, top, raw=raw, with_prompt=with_prompt, overwrite=overwrite)
+            told = "" if with_prompt else "; words are numbers in the objects, --with-prompt writes them"
+            say(f"{made}{told}")
 
 
 @verb
 def report(
-    run: Run, out: Annotated[Path | None, typer.Option(help="[default: report.html in the run]")] = None
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="[default: report.html or viewer.html in the run]")] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", help="The viewer as one file, instead.")] = False,
 ) -> None:
     """Write the HTML page anew."""
     from voxplain.io.folders import write_file
     from voxplain.io.run import load_run
-    from voxplain.view.page import report as page
 
-    place = out or run / "report.html"
+    place = out or run / ("viewer.html" if interactive else "report.html")
     with progress() as show:
         show("drawing")
-        write_file(place, page(load_run(run)).encode())
+        explanation = load_run(run)
+        if interactive:
+            from voxplain.serve.offline import interactive as viewer
+
+            content = viewer(explanation, run.resolve().name)
+        else:
+            from voxplain.view.page import report as page
+
+            content = page(explanation)
+        write_file(place, content.encode())
     say(str(place))
 
 
@@ -156,17 +181,28 @@ def doctor() -> None:
         raise ImportError(f"not installed: {', '.join(missing) or 'voxplain itself'}; run `pip install voxplain`")
 
 
-def opened(run: Path, on: Path | None, place: str) -> "Explanation":
-    """The explanation in a run folder, over its own image or over a volume from elsewhere."""
+def opened(run: Path, on: Path | None, place: str, scaling: Scale = "raw") -> "Explanation":
+    """The explanation in a run folder, over its own image or over a volume from elsewhere; its attention scaled."""
     from voxplain.io.run import load_run
 
+    if on is None and place != "file":
+        raise ValueError(f"--place {place} says where a volume from elsewhere is; name it by --on")
+    explanation = load_run(run)
+    if scaling != "raw":
+        from dataclasses import replace
+
+        from voxplain.recipes import scale
+
+        maps = {
+            name: scale(item, scaling) if item.recipe.needs_attention else item
+            for name, item in explanation.attributions.items()
+        }
+        explanation = replace(explanation, attributions=maps)
     if on is None:
-        if place != "file":
-            raise ValueError(f"--place {place} says where a volume from elsewhere is; name it by --on")
-        return load_run(run)
+        return explanation
     from voxplain.io.placing import on_volume
 
-    explanation = on_volume(load_run(run), on, place)
+    explanation = on_volume(explanation, on, place)
     if (share := explanation.provenance["shown_on"]["covered"]) < 0.99:
         say(f"{on} covers {share:.0%} of the run's field of view")
     return explanation

@@ -15,23 +15,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from voxplain.datasets.phantom.cases import Case, draw, plan_case, radiograph
+from voxplain.datasets.phantom.cases import Case, draw, plan_case, plan_siblings, radiograph
 from voxplain.datasets.phantom.findings import Finding
 from voxplain.geometry import regular
 
+ALIKE_FROM = 1_000_000  # chests of families whose siblings are alike
+
 
 class Pool:
-    """`cases` training phantoms on disk, with what a text needs to know of them; `siblings` in a row share a chest."""
+    """`cases` training phantoms on disk, with what a text needs to know of them; `siblings` in a row share a chest.
 
-    def __init__(self, folder: Path, cases: int, siblings: int, workers: int, *, volumes: bool) -> None:
-        self.folder, self.size, self.workers, self.siblings, self.volumes = folder, cases, workers, siblings, volumes
+    Siblings have findings of their own; with `alike`, four of them are laid out by `plan_siblings`.
+    """
+
+    def __init__(
+        self, folder: Path, cases: int, siblings: int, workers: int, *, volumes: bool, alike: bool = False
+    ) -> None:
+        self.folder, self.size, self.workers, self.siblings = folder, cases, workers, siblings
+        self.volumes, self.alike = volumes, alike
         self.cases: list[Case] = []
 
     def fill(self, progress: Callable[[str, int, int, float, float], None] | None = None) -> None:
         """Draw what is not on disk yet, in blocks of 100 cases that are renamed when complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks = [b for b in range(0, self.size, 100) if not (self.folder / f"{b:07d}.npy").exists()]
-        jobs = [(self.folder, b, min(100, self.size - b), self.volumes, self.siblings) for b in blocks]
+        jobs = [(self.folder, b, min(100, self.size - b), self.volumes, self.siblings, self.alike) for b in blocks]
         begun = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(self.workers) if jobs else _nothing() as workers:
             for done, _ in enumerate(workers.imap(_draw_block, jobs) if jobs else (), start=1):
@@ -55,12 +63,16 @@ class Pool:
         return digest.hexdigest()
 
 
-def _draw_block(job: tuple[Path, int, int, bool, int]) -> None:
-    folder, first, count, volumes, siblings = job
+def _draw_block(job: tuple[Path, int, int, bool, int, bool]) -> None:
+    folder, first, count, volumes, siblings, alike = job
     cases = []
     for number in range(first, first + count):
-        plans = plan_case(np.random.default_rng((3, number)), allow_held_out=False)
-        cases.append((draw if volumes else radiograph)(number // siblings, "train", plans))
+        family, member = divmod(number, siblings)
+        if alike:
+            plans = plan_siblings(np.random.default_rng((4, family)))[member]
+        else:
+            plans = plan_case(np.random.default_rng((3, number)), allow_held_out=False)
+        cases.append((draw if volumes else radiograph)(ALIKE_FROM * alike + family, "train", plans, alike=alike))
     images = np.stack([case.image[0] for case in cases])
     stored = np.round(images).astype(np.int16) if volumes else images.astype(np.float16)
     lines = [json.dumps({"seed": c.seed, "findings": [_facts(f) for f in c.findings]}) for c in cases]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.datasets.phantom.cases import Case
+from voxplain.datasets.phantom.cases import Case, plan_siblings
 from voxplain.datasets.phantom.findings import Plan
 from voxplain.datasets.phantom.impressions import all_words, compose, request
 from voxplain.models.latent_diffusion import LatentDiffusion
@@ -30,6 +30,8 @@ WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show
 TILT = (0.7, 1.5)  # exponents of the uniform numbers that noise levels are drawn from, of every other family
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
+ALIKE = len(plan_siblings(np.random.default_rng(0)))
+SMALLEST_CHANGE = 1e-4  # mean square of the latent's; less is a finding for which there was no room
 CHECKPOINT_SECONDS = 300
 
 
@@ -45,14 +47,19 @@ class Settings:
     detail_steps: int = 700  # of the autoencoder after those, on squared errors, and most of all in haze
     autoencoder_batch: int = 4
     autoencoder_lr: float = 1e-3
-    denoiser_steps: int = 10000
+    denoiser_steps: int = 12000
+    alike_from: int = 8000  # the step from which siblings differ in one finding alone, with a rate of its own
     denoiser_batch: int = 8
     denoiser_lr: float = 1e-3
+    alike_lr: float = 2.5e-4
     text_lr_factor: float = 0.4  # on the text encoder, whose words run together at the denoiser's rate
     warmup: int = 200
     drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
     ema: float = 0.999
     contrast: float = 6.0  # weight, at the first step, of the error that siblings do not share; 1 at the last
+    alike_contrast: float = (
+        0.4  # the same, on top of the plain loss, for siblings that differ in one finding; 0 at the last
+    )
 
 
 PRESETS = {
@@ -66,6 +73,7 @@ PRESETS = {
             detail_steps=0,
             autoencoder_batch=16,
             denoiser_steps=4000,
+            alike_from=4000,
         ),
     ),
 }
@@ -100,6 +108,10 @@ def train(
     volumes = len(config["image_shape"]) == 3
     pool = Pool(folder.parent / f"{name}-pool", chosen.cases, chosen.siblings, workers, volumes=volumes)
     pool.fill(progress)
+    alike = None
+    if chosen.denoiser_steps > chosen.alike_from:
+        alike = Pool(folder.parent / f"{name}-alike-pool", chosen.cases, ALIKE, workers, volumes=volumes, alike=True)
+        alike.fill(progress)
     torch.manual_seed(chosen.seed)
     pipeline = build(config, build_tokenizer(all_words())).to(device)
     for part in (pipeline.autoencoder, pipeline.unet):  # a quarter to half of a step's time
@@ -107,8 +119,9 @@ def train(
     log = Log(folder / "log.jsonl", progress)
     with interruptible() as stopped:
         _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
-        latents = _encode(pipeline, pool, folder)
-        averaged, reached = _fit_denoiser(pipeline, pool, latents, chosen, folder, log, stopped)
+        first = Drawn(pool, _calibrate(pipeline, pool, folder / "latents.pt"))
+        second = Drawn(alike, _encode(pipeline, alike, folder / "latents-alike.pt")) if alike else first
+        averaged, reached = _fit_denoiser(pipeline, first, second, chosen, folder, log, stopped)
     chosen = replace(chosen, denoiser_steps=reached)
     for parameter, mean in zip(_learned(pipeline).parameters(), averaged, strict=True):
         parameter.data.copy_(mean)
@@ -186,33 +199,45 @@ def _haze_weights(images: Float[Tensor, "batch 1 *spatial"]) -> Float[Tensor, "b
     return weights / weights.mean()
 
 
-def _encode(pipeline: LatentDiffusion, pool: Pool, folder: Path) -> Float[Tensor, "cases channels *grid"]:
+def _calibrate(pipeline: LatentDiffusion, pool: Pool, path: Path) -> Float[Tensor, "cases channels *grid"]:
     """All latents of the pool; the pipeline's latent scale is set so that they have zero mean and unit variance.
 
     One scale for all channels: the mean of a patch, where findings show, then stands out of the noise long before its
     texture does, and at high noise the loss is about little else.
     """
-    path = folder / "latents.pt"
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-    else:
+    if not path.exists():
         pipeline.calibrate(0.0, 1.0)
+    latents = _encode(pipeline, pool, path)
+    axes = [0, *range(2, latents.ndim)]
+    mean, deviation = latents.mean(axes), latents.std(axes)
+    scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
+    pipeline.calibrate(mean.tolist(), scale.tolist(), (deviation * scale).tolist())
+    return latents.sub_(pipeline.latent_shift.cpu()).mul_(pipeline.latent_scale.cpu())
+
+
+def _encode(pipeline: LatentDiffusion, pool: Pool, path: Path) -> Float[Tensor, "cases channels *grid"]:
+    """The latents of the pool, on the scale that the pipeline has; kept in half precision."""
+    if not path.exists():
         with torch.no_grad():
             parts = [pipeline.to_latent(pool.batch(np.arange(b, min(b + 8, pool.size))).to(pipeline.device)).cpu()
                      for b in range(0, pool.size, 8)]  # fmt: skip
-        latents = torch.cat(parts)
-        axes = [0, *range(2, latents.ndim)]
-        mean, deviation = latents.mean(axes), latents.std(axes)
-        scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
-        kept = {"latents": latents.half(), "shift": mean, "scale": scale, "spread": deviation * scale}
-        torch.save(kept, path)
-    pipeline.calibrate(*(kept[name].tolist() for name in ("shift", "scale", "spread")))
-    shape = (1, -1, *(1 for _ in kept["latents"].shape[2:]))
-    return (kept["latents"].float() - kept["shift"].reshape(shape)) * kept["scale"].reshape(shape)
+        torch.save(torch.cat(parts).half(), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return torch.load(path, weights_only=True).float()
+
+
+class Drawn:
+    """Phantoms of a pool and their latents, in families."""
+
+    def __init__(self, pool: Pool, latents: Float[Tensor, "cases channels *grid"]) -> None:
+        self.pool, self.latents = pool, latents
+        worth = [0.4 + sum(WORTH.get(f.severity or "", 1.0) for f in case.findings) for case in pool.cases]
+        families = np.reshape(worth, (-1, pool.siblings)).sum(1)
+        self.shares = np.full(len(families), 1 / len(families)) if pool.alike else families / families.sum()
 
 
 def _fit_denoiser(
-    pipeline: LatentDiffusion, pool: Pool, latents: Tensor, settings: Settings, folder: Path, log, stopped
+    pipeline: LatentDiffusion, first: Drawn, second: Drawn, settings: Settings, folder: Path, log, stopped
 ) -> tuple[list[Tensor], int]:
     """The averaged parameters of the denoiser and the text encoder, and how many steps they have behind them."""
     network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
@@ -222,22 +247,24 @@ def _fit_denoiser(
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
     parts = {"network": network, "optimizer": optimizer, "averaged": averaged}
     state = Checkpoint(folder / "denoiser.pt", parts, CHECKPOINT_SECONDS)
-    first = state.load()
-    log.begin("denoiser", first, steps)
+    begin, turn = state.load(), min(settings.alike_from, steps)
+    log.begin("denoiser", begin, steps)
     names, shares = list(LEVELS), list(LEVELS.values())
-    family, families = settings.siblings, pool.size // settings.siblings
-    worth = np.array([0.4 + sum(WORTH.get(f.severity or "", 1.0) for f in case.findings) for case in pool.cases])
-    worth = worth[: families * family].reshape(families, family).sum(1)
-    for step in range(first, steps):
-        set_rate(optimizer, settings.denoiser_lr, step, steps, settings.warmup)
+    for step in range(begin, steps):
+        late = step >= turn
+        drawn, family = (second, ALIKE) if late else (first, settings.siblings)
+        part, length = (step - turn, steps - turn) if late else (step, turn)
+        set_rate(optimizer, settings.alike_lr if late else settings.denoiser_lr, part, length, settings.warmup)
         rng = np.random.default_rng((settings.seed, 2, step))
-        chosen = rng.choice(families, settings.denoiser_batch // family, p=worth / worth.sum())
+        chosen = rng.choice(len(drawn.shares), settings.denoiser_batch // family, p=drawn.shares)
         picked = (chosen[:, None] * family + np.arange(family)).ravel()
         texts = [
-            "" if rng.random() < settings.drop_text else _text(pool.cases[i], rng, str(rng.choice(names, p=shares)))
+            ""
+            if rng.random() < settings.drop_text
+            else _text(drawn.pool.cases[i], rng, str(rng.choice(names, p=shares)))
             for i in picked
         ]
-        clean = latents[torch.from_numpy(picked)].to(device)
+        clean = drawn.latents[torch.from_numpy(picked)].to(device)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         # Siblings share noise and level: what they have in common cancels out of the gradient of what text tells
         # apart, which is a hundredth of the loss and would drown in it.
@@ -245,16 +272,20 @@ def _fit_denoiser(
         noise = noise.repeat_interleave(family, 0).to(device)
         # Half of the families at high noise, where the text decides, and half at low noise, where the image is cleared
         tilt = torch.tensor(TILT).repeat(len(chosen))[: len(chosen)]
-        drawn = (torch.rand(len(chosen), generator=generator) ** tilt).repeat_interleave(family)
-        levels = (drawn * len(pipeline.alphas)).long().to(device)
+        uniform = (torch.rand(len(chosen), generator=generator) ** tilt).repeat_interleave(family)
+        levels = (uniform * len(pipeline.alphas)).long().to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
             ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
             predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
         error = (predicted.float() - target).unflatten(0, (-1, family))
-        shared = error.mean(1, keepdim=True)
-        contrast = 1 + (settings.contrast - 1) * (1 - step / steps)
-        loss = (shared.square() + contrast * (error - shared).square()).mean()
+        if late:
+            weight = settings.alike_contrast * (1 - part / length)
+            loss = error.square().mean() + weight * _evened_contrast(error, clean.unflatten(0, (-1, family)))
+        else:
+            shared = error.mean(1, keepdim=True)
+            weight = 1 + (settings.contrast - 1) * (1 - step / turn)
+            loss = (shared.square() + weight * (error - shared).square()).mean()
         descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -265,7 +296,20 @@ def _fit_denoiser(
             state.save(step + 1)
         if stopped():
             raise KeyboardInterrupt
-    return [p.detach() for p in averaged], max(first, steps)
+    return [p.detach() for p in averaged], max(begin, steps)
+
+
+def _evened_contrast(
+    error: Float[Tensor, "families siblings *rest"], clean: Float[Tensor, "families siblings *rest"]
+) -> Float[Tensor, ""]:
+    """Mean square of how far a sibling's error is from the first one's, over the root of the same of the siblings.
+
+    So what changes a hundredth of what an effusion changes counts a tenth as much, not a hundredth (ours). Divided by
+    the mean square itself, the smallest would rule: any answer to the text costs them more than it gains.
+    """
+    axes = tuple(range(2, clean.ndim))
+    apart = (clean[:, 1:] - clean[:, :1]).square().mean(axes).clamp(min=SMALLEST_CHANGE)
+    return ((error[:, 1:] - error[:, :1]).square().mean(axes) / apart.sqrt()).mean()
 
 
 def _text(case: Case, rng: np.random.Generator, level: str) -> str:

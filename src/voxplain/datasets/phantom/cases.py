@@ -52,13 +52,27 @@ def plan_case(rng: np.random.Generator, *, allow_held_out: bool = True) -> tuple
     """0 to 3 findings of different kinds."""
     count = int(rng.choice(len(COUNTS), p=COUNTS))
     kinds = rng.choice(KINDS, size=count, replace=False, p=WEIGHTS / WEIGHTS.sum())
-    plans = []
-    for kind in map(str, kinds):
+    return tuple(plan_finding(rng, str(kind), allow_held_out=allow_held_out) for kind in kinds)
+
+
+def plan_siblings(rng: np.random.Generator) -> tuple[tuple[Plan, ...], ...]:
+    """Plans of four cases of one chest: 0 to 2 findings; one more; that one elsewhere; another one."""
+    first, other, *kinds = map(str, rng.choice(KINDS, size=4, replace=False, p=WEIGHTS / WEIGHTS.sum()))
+    if first == "cardiomegaly":  # it has one place only
+        first, other = other, first
+    kept = tuple(plan_finding(rng, kind, allow_held_out=False) for kind in kinds[: rng.choice(3, p=(0.5, 0.3, 0.2))])
+    here, there, instead = (plan_finding(rng, kind, allow_held_out=False) for kind in (first, first, other))
+    while here == there:
+        there = plan_finding(rng, first, allow_held_out=False)
+    return kept, (*kept, here), (*kept, there), (*kept, instead)
+
+
+def plan_finding(rng: np.random.Generator, kind: str, *, allow_held_out: bool = True) -> Plan:
+    """Side, lobe, size and count of one finding."""
+    plan = _plan(rng, kind)
+    while not allow_held_out and held_out(plan):
         plan = _plan(rng, kind)
-        while not allow_held_out and held_out(plan):
-            plan = _plan(rng, kind)
-        plans.append(plan)
-    return tuple(plans)
+    return plan
 
 
 def _plan(rng: np.random.Generator, kind: str) -> Plan:
@@ -87,12 +101,15 @@ def draw(
     shape: tuple[int, int, int] = SHAPE,
     spacing: tuple[float, float, float] = SPACING,
     position: float | None = None,
+    alike: bool = False,
 ) -> Case:
     """The index-th case of a split: the same arguments give the same case, bit by bit.
 
     `plans` fixes the findings instead of drawing them. The split "shift" has anatomy and noise out of the range of
     the others. Gravity varies from case to case, so fluid and air do not always lie in the same place; `position` fixes
     it (degrees; 0 supine, 90 upright, 180 prone). Masks are exact: what was painted, before partial volume and noise.
+    With `alike`, cases of one index that differ in one plan differ in that finding and what it does to the lung: each
+    thing that is drawn has random numbers of its own, and the distractor comes first.
     """
     seed = seed_of(index, split)
     rng = np.random.default_rng(seed)
@@ -101,20 +118,28 @@ def draw(
     large = [p for p in plans if p.kind == "cardiomegaly"]
     heart = float(rng.uniform(1.26, 1.5)) if large else float(rng.uniform(0.92, 1.04))
     raised = [0.0, 0.0]
+
+    def numbers(thing: str) -> np.random.Generator:
+        return np.random.default_rng((seed, *thing.encode())) if alike else rng
+
     for plan in plans:
         if plan.kind == "atelectasis":
-            raised[plan.side == "left"] = float(rng.uniform(8, 20))
+            raised[plan.side == "left"] = float(numbers("raised").uniform(8, 20))
     body = build(rng, chest, shape, spacing, heart_scale=heart, raised=(raised[0], raised[1]))
-    turn = rng.uniform(0, np.pi)
+    posture = numbers("posture")
+    turn = posture.uniform(0, np.pi)
     if position is not None:
         turn = np.radians(position)
-    up = np.array([rng.normal(0, 0.4), -np.cos(turn), np.sin(turn)])
+    up = np.array([posture.normal(0, 0.4), -np.cos(turn), np.sin(turn)])
     order = sorted(plans, key=lambda p: p.kind in ("consolidation", "ground_glass", "nodule", "emphysema", "fibrosis"))
-    painted = {plan: paint(rng, body, plan, up) for plan in order}
+    chance = numbers("distractor")
+    distractor = distract(chance, body) if alike and chance.random() < 0.5 else None
+    painted = {plan: paint(numbers(plan.kind), body, plan, up) for plan in order}
     findings = tuple(f for plan in plans if (f := painted[plan]) is not None)
-    distractor = distract(rng, body) if rng.random() < 0.5 else None
+    if not alike and rng.random() < 0.5:
+        distractor = distract(rng, body)
     findings = tuple(_visible(f, distractor) for f in findings)
-    image = finish(rng, body)[None]
+    image = finish(numbers("noise"), body)[None]
     return Case(seed, split, image, regular(shape, spacing), findings, body.organs, distractor)
 
 
@@ -122,7 +147,7 @@ def _visible(finding: Finding, distractor: tuple[str, np.ndarray] | None) -> Fin
     return finding if distractor is None else replace(finding, mask=finding.mask & ~distractor[1])
 
 
-def radiograph(index: int, split: str = "train", plans: Sequence[Plan] | None = None) -> Case:
+def radiograph(index: int, split: str = "train", plans: Sequence[Plan] | None = None, *, alike: bool = False) -> Case:
     """A frontal radiograph of a case: attenuation summed along the rows, superior on top; masks are projected.
 
     Pixel values run from 0 (no tissue) to 1. A projected mask is where the finding is at least 5 mm thick.
@@ -130,7 +155,7 @@ def radiograph(index: int, split: str = "train", plans: Sequence[Plan] | None = 
     rows, columns = RADIOGRAPH
     extent = [n * s for n, s in zip(SHAPE, SPACING, strict=True)]
     spacing = (extent[0] / rows, SPACING[1], extent[2] / columns)
-    case = draw(index, split, plans, shape=(rows, SHAPE[1], columns), spacing=spacing)
+    case = draw(index, split, plans, shape=(rows, SHAPE[1], columns), spacing=spacing, alike=alike)
     path = (np.clip(case.image[0], -1000, None) / 1000 + 1).sum(1) * spacing[1] * WATER_PER_MM
 
     def project(mask: np.ndarray) -> np.ndarray:

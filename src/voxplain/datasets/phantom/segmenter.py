@@ -25,6 +25,7 @@ from voxplain.datasets.phantom.shapes import (
     opened,
     pieces,
     slabness,
+    standing_out,
 )
 
 VOXEL_ML = 0.125
@@ -32,6 +33,7 @@ SMALLEST_ML = {
     "consolidation": 5.0, "ground_glass": 6.0, "nodule": 1.4, "effusion": 12.0, "pneumothorax": 12.0,
     "cardiomegaly": 50.0, "atelectasis": 6.0, "emphysema": 60.0, "pericardial_effusion": 15.0, "fibrosis": 40.0,
 }  # fmt: skip
+ALONE = 430.0  # HU by which a small nodule stands out of the lung on both sides, along every line
 HEART_MM = 52.0  # geometric mean of the half axes above which a heart is large
 
 
@@ -103,10 +105,14 @@ def _effusions(reading: Reading) -> list[Found]:
         mask, gain = layer(reading.anatomy, reading.core, side, reading.dense, fluid=True)
         fluid = mask & reading.dense
         inner = eroded(fluid, CROSS)
-        if gain < 25 or not inner.any() or (level := float(np.median(reading.mean[inner]))) > 19.5:
+        if gain < 25 or not inner.any():
+            continue
+        level = float(np.median(reading.mean[inner]))
+        near = opened(reading.dense & reading.anatomy.side(side), CROSS)
+        alike = (near & mask & reading.core).sum() / max(1, int(((near | mask) & reading.core).sum()))
+        if level > 19.5 and (gain < 150 or alike < 0.55):  # too dense for water, unless a large layer is all there is
             continue
         other = opened(fluid & (reading.mean > level + 16), CUBE)  # denser tissue drowned in it
-        near = opened(reading.dense & reading.anatomy.side(side), CROSS)
         masks[side] = _joined(fluid & ~other, near, level, reading.hu)
         reading.fluid |= masks[side]
     reading.taken |= reading.fluid
@@ -156,7 +162,7 @@ def _hearts(reading: Reading) -> list[Found]:
 
 
 def _pericardial(reading: Reading) -> list[Found]:
-    """Fluid around the heart: soft voxels in a band around the fitted surface that are darker than its middle."""
+    """Fluid around the heart: a connected sheet along the fitted surface that is darker than the heart's middle."""
     a, p = reading.anatomy, reading.anatomy.parameters
     hx, hz = a.x - p["heart_x"], a.z - p["heart_z"]
     hy = a.y - p["heart_y"] + 0.15 * hx
@@ -165,10 +171,14 @@ def _pericardial(reading: Reading) -> list[Found]:
     out = (out - 1) * radius  # mm outside the surface
     soft = eroded((reading.hu > -40) & (reading.hu < 250) & ~reading.taken, CROSS)
     inner = soft & (out < -18)
-    blood = float(np.median(reading.hu[inner])) if inner.any() else 42.0
-    dark = (reading.mean < blood - 16) & (reading.hu < blood - 12)
-    band = soft & (out > -12) & (out < 14) & (hz > -15)
-    if band.sum() < 100 or (band & dark).sum() / band.sum() < 0.098:
+    if not inner.any():
+        return []
+    blood, noise = float(np.median(reading.hu[inner])), float(reading.hu[inner].std())
+    smooth = local_mean(reading.hu, CROSS)
+    dark = (smooth < blood - max(16.0, 0.75 * noise)) & (smooth > blood - 55)
+    band = soft & (out > -12) & (out < 14) & (hz > -15) & (hx < 0)  # there mediastinum is next to it, not pleura
+    labels, count = pieces(band & dark)
+    if count == 0 or np.bincount(labels.ravel())[1:].max() < 42:
         return []
     shell = (out > -15) & (out < 20) & (reading.hu > -300) & (reading.hu < blood - 12) & ~reading.taken & (hz > -40)
     shell &= a.mediastinum | a.heart | a.lungs
@@ -183,15 +193,16 @@ def _dense(reading: Reading) -> list[Found]:
     ball = local_mean(inside, BALL)
     solid = eroded(inside > -430, CROSS)
     sure = dilated(solid & (ball > -235), BALL) & (inside > -430)
-    faint = solid & (ball > -285) & ~dilated(sure, CUBE)  # the smallest nodules, nothing else
-    faint = dilated(faint, BALL) & (inside > -430)
+    alone = standing_out(ball)
+    faint = (alone > ALONE) & (ball > -330) & ~dilated(sure, CUBE)  # the smallest nodules, nothing else
+    faint = dilated(faint, BALL) & (inside > -520)
     labels, count = pieces(sure | faint)
     found: list[Found] = []
     masks: dict[tuple[str, str], list[np.ndarray]] = {}
     for k in range(1, count + 1):
         mask = labels == k
         lobe = max(reading.lobes, key=lambda name: int((mask & reading.lobes[name]).sum()))
-        kind = _kind(reading, mask, lobe, float(ball[mask].max()))
+        kind = _kind(reading, mask, lobe, float(ball[mask].max()), float(alone[mask].max()))
         if kind is not None:
             masks.setdefault((kind, lobe), []).append(mask)
     for (kind, lobe), parts in masks.items():
@@ -201,16 +212,14 @@ def _dense(reading: Reading) -> list[Found]:
     return found
 
 
-def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float) -> str | None:
+def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float, alone: float) -> str | None:
     """What a piece of dense tissue is; None for scraps at the wall, vessels in ground glass and ends of an effusion."""
     a, size, side = reading.anatomy, int(mask.sum()), lobe.split()[0]
-    if size < 18 or (size < 40 and (mask & ~reading.core).sum() / size > 0.6):
+    if size < 12 or (size < 40 and (mask & ~reading.core).sum() / size > 0.6):
         return None
-    round_ = ballness(a, a.side(side), mask)
     if size < 45:
-        ring = dilated(mask, CUBE, times=2) & ~dilated(mask, CUBE) & a.lungs
-        hazy = ring.any() and float(np.median(reading.hu[ring])) > -640
-        return "nodule" if round_ > 0.82 and (peak > -60 or not hazy) else None
+        return "nodule" if alone > ALONE else None
+    round_ = ballness(a, a.side(side), mask)
     slab = slabness(a, reading.lobes[lobe], mask, -1 if side == "right" else 1)
     if size < 330 and round_ > 0.815 and slab < 0.5:
         return "nodule"
@@ -223,16 +232,15 @@ def _kind(reading: Reading, mask: np.ndarray, lobe: str, peak: float) -> str | N
 
 
 def _ground_glass(reading: Reading) -> list[Found]:
-    """Hazy lung: most voxels around lie between air and soft tissue, without the mesh of fibrosis."""
+    """Hazy lung: every voxel and its neighbors are denser than lung, and it is as wide as no vessel is."""
     a = reading.anatomy
-    hazy = (reading.hu > -640) & (reading.hu < -320)
     busy = dilated(reading.taken | reading.metal, CROSS)
-    share = local_mean(hazy.astype(np.float32))
-    core = opened(reading.core & ~busy & (share > 0.5), CROSS)
+    core = reading.core & ~busy & eroded(reading.hu > -640, CROSS) & (reading.mean < -320)
+    core &= grown(local_mean(core.astype(np.float32)) > 0.5, core)
     labels, count = pieces(core)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
-    core = (sizes >= 10)[labels]
+    core = (sizes >= 24)[labels]
     mask = dilated(core, CUBE) & (reading.hu > -660) & a.lungs & ~reading.taken
     halves = {side: mask & a.side(side) for side in ("right", "left")}
     halves = {side: half for side, half in halves.items() if half.sum() * VOXEL_ML >= SMALLEST_ML["ground_glass"]}
@@ -242,14 +250,15 @@ def _ground_glass(reading: Reading) -> list[Found]:
 
 
 def _fibrosis(reading: Reading) -> list[Found]:
-    """A mesh under the pleura of the lower lungs: neighbors differ strongly nearly everywhere, on both sides."""
+    """A mesh under the pleura of the lower lungs: neighbors differ nearly everywhere, and the lung is denser."""
     a = reading.anatomy
     solid = opened(reading.dense, CUBE)
     busy = dilated(solid | reading.metal | reading.taken, CUBE)
     zone = reading.core & ~busy & (a.rim > 0.5) & (a.z < 5)
-    rough = reading.spread > 110
-    zones = [zone & a.side(side) for side in ("right", "left")]
-    if max(float(rough[part].mean()) if part.sum() > 50 else 0.0 for part in zones) < 0.6:
+    rough = reading.spread > 75
+    lung = a.parameters["parenchyma"]
+    parts = [part for side in ("right", "left") if (part := zone & a.side(side)).sum() > 50]
+    if not any(rough[part].mean() > 0.5 and np.median(reading.mean[part]) > lung + 100 for part in parts):
         return []
     mask = a.lungs & ~busy & rough & (a.rim > 0.35) & (a.z < 25)
     reading.taken |= mask
@@ -257,12 +266,12 @@ def _fibrosis(reading: Reading) -> list[Found]:
 
 
 def _emphysema(reading: Reading) -> list[Found]:
-    """Holes darker than the lung around them, on both sides."""
+    """Holes darker than the lung around them, on both sides; wider than noise, so that their neighborhood is dark."""
     a, p = reading.anatomy, reading.anatomy.parameters
     expected = np.float32(p["parenchyma"]) + 45 * np.clip(a.y / np.float32(p["depth"]), -1, 1)
-    hole = reading.core & ~reading.taken & (reading.hu < -925) & (reading.hu - expected < -45)
     free = reading.core & ~reading.taken
-    shares = [(hole & a.side(side)).sum() / max(1, int((free & a.side(side)).sum())) for side in ("right", "left")]
-    if float(np.mean(shares)) < 0.06 or min(shares) < 0.03:
+    sure, hole = (free & (hu < -925) & (hu - expected < -45) for hu in (reading.mean, reading.hu))
+    shares = [(sure & a.side(side)).sum() / max(1, int((free & a.side(side)).sum())) for side in ("right", "left")]
+    if float(np.mean(shares)) < 0.02 or min(shares) < 0.01:
         return []
     return reading.make("emphysema", dilated(hole, CROSS) & (reading.hu < -915) & free, "bilateral")

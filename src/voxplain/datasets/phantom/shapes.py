@@ -1,5 +1,7 @@
 """What the segmenter measures with: neighborhoods, and the shapes of findings (layers along gravity, balls, slabs)."""
 
+from itertools import product
+
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
@@ -45,6 +47,20 @@ def local_mean(volume: Volume, by: np.ndarray = CUBE) -> Volume:
     if by.all():
         return np.asarray(ndimage.uniform_filter(volume, by.shape[0]))
     return np.asarray(ndimage.convolve(volume, by / np.float32(by.sum())))
+
+
+def standing_out(volume: Volume, reach: float = 3.0) -> Volume:
+    """How far each voxel exceeds the mean of its two sides, `reach` voxels away, along the line where it does least.
+
+    A ball stands out along every line; a vessel does not along its own, a wall not along its plane.
+    """
+    least = np.full(volume.shape, np.inf, np.float32)
+    for way in product((-1, 0, 1), repeat=3):
+        if way > (0, 0, 0):  # one of each two opposite directions
+            step = np.rint(reach * np.array(way) / np.linalg.norm(way)).astype(int)
+            ends = np.roll(volume, step, (0, 1, 2)) + np.roll(volume, -step, (0, 1, 2))
+            least = np.minimum(least, volume - ends / 2)
+    return least
 
 
 def layer(a: Anatomy, tissue: np.ndarray, side: str, like: np.ndarray, *, fluid: bool) -> tuple[np.ndarray, float]:

@@ -27,7 +27,7 @@ THORAX: dict[str, Any] = {
     "prediction": "v",
     "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.13},
     "steps": 50,
-    "finest": 150,
+    "finest": 300,
     "guidance_scale": 2.0,
     "coordinates": True,
     "localizing_layers": [],

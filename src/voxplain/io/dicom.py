@@ -1,0 +1,204 @@
+"""A run as DICOM: its image as a CT series, its masks as SEG, its maps as Parametric Maps, all on one grid.
+
+No object holds the prompt or a word of it unless that is asked for: a prompt may be a patient's report.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+from voxplain import masks
+from voxplain.geometry import Geometry
+from voxplain.io.dicom_objects import Study, ct_series, needed, parametric_map, segmentation
+from voxplain.io.folders import new_folder, safe_name, write_file
+from voxplain.io.nifti import SPREAD
+from voxplain.maps import CAVEAT, Explanation, Heatmap, UnmeasuredError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SQUARE = 1e-4  # the largest cosine between two axes that are still perpendicular
+SEG_SERIES, MAP_SERIES = 100, 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Named:
+    """A word's map of one recipe, the word's place among those exported (from 1) and whether it may be believed."""
+
+    word: str
+    number: int
+    heatmap: Heatmap | None
+    sure: bool
+
+
+def export(
+    explanation: Explanation,
+    out: str | os.PathLike,
+    words: Sequence[str] | None = None,
+    fraction: float = 0.25,
+    *,
+    raw: bool = False,
+    with_prompt: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write `ct/`, `seg/` (one object a recipe), `map/` (one a recipe and word), `export.json`; the folder comes back.
+
+    A mask is the top `fraction` of a word's map on the map's own grid; the map beside it is 0 outside of that mask,
+    since viewers paint all that is not. `raw` adds each whole map. A word that is not distinguishable gets no mask and
+    only a raw map, nor does a phrase that a recipe did not measure, and spreads over seeds are left out. Words are
+    numbered in the objects, and `export.json` names them; `with_prompt` writes words and prompt into the objects, too.
+
+    Raises ValueError for a run that is no volume in HU with known spacing, ImportError without the extra `dicom`.
+    """
+    needed()
+    image, geometry = axial(explanation)
+    study = Study(
+        _content(explanation),
+        geometry,
+        synthetic=None if {"readout", "shown_on"} & explanation.provenance.keys() else True,
+        made=datetime.now(),
+        comment=f"Prompt: {explanation.prompt.text}" if with_prompt else "",
+    )
+    with new_folder(out, overwrite=overwrite, marker="export.json") as folder:
+        slices = []
+        for one in ct_series(image, study):
+            _save(one, folder / "ct" / f"{one.InstanceNumber:04d}.dcm")
+            del one.PixelData  # the objects over the slices need their headers alone
+            slices.append(one)
+        entries = []
+        for place, recipe in enumerate(_recipes(explanation)):
+            found = list(_named(explanation, recipe, words))
+            segments = _masks(folder, found, fraction, slices, study, recipe, SEG_SERIES + place, with_prompt)
+            start = MAP_SERIES + 2 * len(found) * place
+            for entry in _maps(folder, found, fraction, slices, study, recipe, start, raw, with_prompt):
+                entries.append({**entry, **segments.get(entry["number"], {"mask": None, "segment": None})})
+        sidecar = {
+            "prompt": explanation.prompt.text,
+            "caution": f"{CAVEAT} Not for diagnosis.",
+            "mask": f"top {fraction:g} of the nonzero values on the map's own grid",
+            "in_the_objects": "words and prompt" if with_prompt else "numbers in the place of words",
+            "files": entries,
+        }
+        write_file(folder / "export.json", json.dumps(sidecar, indent=2, ensure_ascii=False).encode())
+    return Path(out)
+
+
+def axial(explanation: Explanation) -> tuple[Float[np.ndarray, "slices rows columns"], Geometry]:
+    """The image laid out as a scanner does it: slices toward the head, rows to the back, columns to the left.
+
+    Values are reordered and not resampled. Raises ValueError for what cannot be a CT series.
+    """
+    sample, geometry = explanation.sample, explanation.sample.geometry
+    if geometry.ndim != 3 or len(sample.image) != 1:
+        raise ValueError(f"DICOM is written for volumes, and this image is {sample.image.shape}; export it by --nifti")
+    if sample.unit != "HU":
+        raise ValueError(f"a CT series is in HU, and this image is in {sample.unit!r}; export it by --nifti")
+    if not geometry.spacing_known:
+        raise ValueError("nobody knows the size of this run's voxels, and DICOM must state it; export it by --nifti")
+    steps = geometry.affine[:3, :3]
+    unit = steps / geometry.spacing
+    if np.abs(unit.T @ unit - np.eye(3)).max() > SQUARE:
+        raise ValueError("the axes of this image are not perpendicular, which a CT series cannot say; use --nifti")
+    order = linear_sum_assignment(-np.abs(unit))[1][::-1]  # the array axis that follows z, that of y, that of x
+    affine, image = geometry.affine[:, [*order, 3]], np.transpose(sample.image[0], order)
+    for axis, world in enumerate((2, 1, 0)):
+        if affine[world, axis] < 0:
+            affine[:, 3] += affine[:, axis] * (image.shape[axis] - 1)
+            affine[:, axis] *= -1
+            image = np.flip(image, axis)
+    return np.ascontiguousarray(image), Geometry(image.shape, affine)
+
+
+def _masks(
+    folder: Path,
+    found: Sequence[Named],
+    fraction: float,
+    slices: "Sequence[Dataset]",
+    study: Study,
+    recipe: str,
+    series: int,
+    with_prompt: bool,
+) -> dict[int, dict]:
+    """Write the masks of a recipe; for the number of each word that has one, where it is."""
+    kept, made = [], []
+    for one in found:
+        if one.heatmap is not None and one.sure:
+            mask = masks.top_fraction(one.heatmap, fraction).resize(study.geometry).values
+            if mask.any():
+                kept.append(one)
+                made.append(mask)
+    if not kept:
+        return {}
+    path = f"seg/{safe_name(recipe)}.dcm"
+    labels, numbers = [_label(one, with_prompt) for one in kept], [one.number for one in kept]
+    _save(segmentation(np.stack(made), labels, numbers, slices, study, recipe, series), folder / path)
+    return {number: {"mask": path, "segment": segment} for segment, number in enumerate(numbers, start=1)}
+
+
+def _maps(
+    folder: Path,
+    found: Sequence[Named],
+    fraction: float,
+    slices: "Sequence[Dataset]",
+    study: Study,
+    recipe: str,
+    series: int,
+    raw: bool,
+    with_prompt: bool,
+) -> Iterator[dict]:
+    """Write the maps of a recipe; an entry of the sidecar for each word."""
+    for place, one in enumerate(found):
+        entry = {"word": one.word, "number": one.number, "recipe": recipe, "map": None, "raw": None}
+        if one.heatmap is None:
+            yield {**entry, "note": "not measured"}
+            continue
+        values = one.heatmap.resize(study.geometry).values
+        shown = np.where(masks.top_fraction(one.heatmap, fraction).resize(study.geometry).values, values, 0)
+        wanted = {"map": shown if one.sure and shown.any() else None, "raw": values if raw else None}
+        for offset, (kind, array) in enumerate(wanted.items()):
+            if array is not None:
+                path = f"map/{safe_name(recipe)}-{one.number:02d}{'' if kind == 'map' else '-raw'}.dcm"
+                label = _label(one, with_prompt) + ("" if kind == "map" else ", raw")
+                made = parametric_map(array, label, slices, study, recipe, series + 2 * place + offset)
+                _save(made, folder / path)
+                entry[kind] = path
+        yield {**entry, "distinguishable": one.sure, "maximum": float(values.max())}
+
+
+def _recipes(explanation: Explanation) -> list[str]:
+    every = explanation.attributions.items()
+    return [name for name, attribution in every if attribution.provenance.get("statistic") != SPREAD]
+
+
+def _named(explanation: Explanation, recipe: str, words: Sequence[str] | None) -> Iterator[Named]:
+    labels = [one.label for one in explanation.attributions[recipe].words()] if words is None else words
+    for number, word in enumerate(labels, start=1):
+        try:
+            heatmap = explanation.word(word, recipe=recipe)
+        except UnmeasuredError:
+            heatmap = None
+        yield Named(word, number, heatmap, explanation.sure(word, recipe))
+
+
+def _label(one: Named, with_prompt: bool) -> str:
+    return one.word if with_prompt else f"word {one.number}"
+
+
+def _content(explanation: Explanation) -> str:
+    """What names the run: its image and where it is. Nothing of the prompt."""
+    image, geometry = explanation.sample.image, explanation.sample.geometry
+    return hashlib.sha256(image.tobytes() + geometry.affine.tobytes()).hexdigest()
+
+
+def _save(made: "Dataset", path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    made.save_as(path, enforce_file_format=True)

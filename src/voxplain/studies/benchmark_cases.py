@@ -1,0 +1,266 @@
+"""What an evaluation scores: trials from a data set on the disk, from run folders with masks, or from phantoms.
+
+A trial is an image, a text, the words that name the truth, and the truth in the image's own frame. Image and truth come
+through one recorded frame; a mask of a run folder has to lie on the run's grid already, and is never resized.
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from voxplain.adapters.base import Adapter
+from voxplain.datasets.base import Dataset, Excluded, Record
+from voxplain.datasets.frames import Cover, Crop, Grid, Orient, Step
+from voxplain.datasets.reading import NIFTI, read, read_image
+from voxplain.datasets.tables import rows, whole
+from voxplain.geometry import Geometry
+from voxplain.io.nifti import read_volume
+from voxplain.io.run import load_run
+from voxplain.maps import Explanation, Mask, Sample
+from voxplain.metrics.controls import same_text_partners
+
+Tags = tuple[tuple[int, int, str], ...]  # (first character, one past the last, part of speech)
+PRIOR = 60  # training masks that a location prior is the mean of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One truth to find. `words` name it in the text (none: all words are read); `region` is what the text leaves.
+
+    `share` says how much of the stored truth lies in the frame. An `explanation` has been made already.
+    """
+
+    label: str
+    text: str
+    sample: Sample
+    truth: Mask
+    region: Mask | None = None
+    words: tuple[str, ...] = ()
+    patient: str = ""
+    group: str = ""
+    tags: Tags | None = None
+    share: float = 1.0
+    explanation: Explanation | None = None
+
+
+class Source(ABC):
+    """Where trials come from; cases are numbers, so that a worker needs nothing but the source."""
+
+    name: str
+    credentialed: bool = False
+    left_out: Mapping[str, int] = {}
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Which cases these are, as JSON types."""
+
+    @abstractmethod
+    def cases(self) -> list[tuple[str, int]]:
+        """(id, number) of each case."""
+
+    @abstractmethod
+    def trial(self, number: int, adapter: Adapter | None) -> Trial:
+        """The case, in the frame of the model; raises `Excluded` where it cannot be scored."""
+
+    def partner(self, number: int, adapter: Adapter | None) -> Bool[np.ndarray, "*spatial"] | None:
+        """The truth of another case of the very same text; None where there is none."""
+        return None
+
+    def prior(self, trial: Trial) -> Hashable | None:
+        """What names the location prior of a trial; None where there is none."""
+        return None
+
+    def masks(self, prior: Any, adapter: Adapter | None) -> Iterator[Bool[np.ndarray, "*spatial"]]:
+        """The masks of training cases that this location prior is the mean of."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Records(Source):
+    """The records of a data set that have an image and a truth: all, or those of a split, at most `count` of them.
+
+    The location prior of a label is the mean mask of up to `PRIOR` records of `prior_split`, of other patients.
+    """
+
+    dataset: Dataset
+    split: str | None = None
+    count: int | None = None
+    prior_split: str = "train"
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.dataset.name
+
+    @property
+    def credentialed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.dataset.credentialed
+
+    @cached_property
+    def _chosen(self) -> Dataset:
+        chosen = self.dataset if self.split is None else self.dataset.where(split=self.split)
+        kept = [record for record in chosen if record.image is not None and record.truth is not None]
+        if not kept:
+            raise ValueError(f"{self.name} has no record with an image and a truth{_of(self.split)}")
+        drawn = np.sort(np.random.default_rng(0).permutation(len(kept))[: self.count])
+        left_out = {
+            **chosen.left_out,
+            "no image or no truth": len(chosen) - len(kept),
+            "beyond the count that was asked for": len(kept) - len(drawn),
+        }
+        some = {reason: count for reason, count in left_out.items() if count}
+        return replace(chosen, records=tuple(kept[at] for at in drawn), left_out=some)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._chosen.left_out
+
+    @cached_property
+    def _partners(self) -> tuple[int | None, ...]:
+        found = list(self._chosen)
+        return same_text_partners(
+            [f"{one.label}\n{one.prompt}" for one in found], [one.patient or one.id for one in found]
+        )
+
+    def about(self) -> dict[str, Any]:
+        listed = json.dumps([[record.id, record.prompt, record.label, record.words] for record in self._chosen])
+        facts = {"data": self.name, "split": self.split, "count": len(self._chosen), "set": dict(self.dataset.about)}
+        return {**facts, "records": hashlib.sha256(listed.encode()).hexdigest()[:12]}
+
+    def cases(self) -> list[tuple[str, int]]:
+        return [(record.id, number) for number, record in enumerate(self._chosen)]
+
+    def trial(self, number: int, adapter: Adapter | None) -> Trial:
+        model, record = model_of(adapter), self._chosen.records[number]
+        framed = read(record, steps_of(record, model.geometry))
+        assert framed.truth is not None  # only records with a truth were chosen
+        label = record.label or framed.truth.label
+        facts = {"words": record.words, "patient": record.patient or record.id, "share": framed.share}
+        return Trial(label, record.prompt, suited(framed.sample, model), framed.truth, **facts)
+
+    def partner(self, number: int, adapter: Adapter | None) -> Bool[np.ndarray, "*spatial"] | None:
+        other = self._partners[number]
+        return None if other is None else self._truth(self._chosen.records[other], model_of(adapter))
+
+    def prior(self, trial: Trial) -> Hashable | None:
+        return trial.label
+
+    def masks(self, prior: Any, adapter: Adapter | None) -> Iterator[Bool[np.ndarray, "*spatial"]]:
+        own = {record.patient for record in self._chosen}
+        others = [
+            record
+            for record in self.dataset
+            if record.split == self.prior_split and record.label == prior and record.patient not in own
+        ]
+        for record in [one for one in others if one.image is not None and one.truth is not None][:PRIOR]:
+            if (mask := self._truth(record, model_of(adapter))) is not None:
+                yield mask
+
+    def _truth(self, record: Record, adapter: Adapter) -> Bool[np.ndarray, "*spatial"] | None:
+        try:
+            truth = read(record, steps_of(record, adapter.geometry)).truth
+        except Excluded:
+            return None
+        return None if truth is None else truth.values
+
+
+@dataclass(frozen=True)
+class Runs(Source):
+    """Run folders with masks, named by a CSV file: columns run and mask, and where known words, label, mask_values,
+    region, region_values, patient, group. Paths are relative to the file.
+    """
+
+    table: str | os.PathLike[str]
+    name: str = "runs"
+    _lines: tuple[tuple[str, Mapping[str, str]], ...] = field(init=False, repr=False, default=())
+
+    def __post_init__(self) -> None:
+        path = Path(self.table)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; give a CSV file with the columns run, mask and words")
+        lines = tuple(rows(path, ("run", "mask")))
+        if not lines:
+            raise ValueError(f"{path} has no row below its header")
+        object.__setattr__(self, "_lines", lines)
+
+    def about(self) -> dict[str, Any]:
+        content = hashlib.sha256(Path(self.table).read_bytes()).hexdigest()[:12]
+        return {"data": self.name, "table": Path(self.table).name, "sha256": content}
+
+    def cases(self) -> list[tuple[str, int]]:
+        return [(f"{row['run']}, row {number + 1}", number) for number, (_, row) in enumerate(self._lines)]
+
+    def trial(self, number: int, adapter: Adapter | None) -> Trial:
+        place, row = self._lines[number]
+        made = load_run(Path(self.table).parent / row["run"])
+        words = tuple(part.strip() for part in row.get("words", "").split(";") if part.strip())
+        label = row.get("label") or ", ".join(words) or made.prompt.text
+        truth = Mask(label, self._mask(place, row, "mask", made.sample.geometry), made.sample.geometry)
+        if not truth.values.any():
+            raise Excluded("the truth is empty")
+        region = None
+        if row.get("region"):
+            values = self._mask(place, row, "region", made.sample.geometry)
+            region = Mask("region", values, made.sample.geometry)
+        patient, group = row.get("patient", ""), row.get("group", "")
+        return Trial(label, made.prompt.text, made.sample, truth, region, words, patient, group, explanation=made)
+
+    def _mask(
+        self, place: str, row: Mapping[str, str], column: str, geometry: Geometry
+    ) -> Bool[np.ndarray, "*spatial"]:
+        path = Path(self.table).parent / row[column]
+        wanted = [whole(part, f"{place}, {column}_values") for part in row.get(f"{column}_values", "").split()]
+        if path.name.endswith(NIFTI):
+            values, lies = read_volume(path, geometry.ndim)
+            same = lies.same_as(geometry)
+        else:
+            values = read_image(path)[0][0]
+            same = values.shape == geometry.shape
+            if wanted:
+                raise ValueError(f"{place}: {column}_values are for NIfTI masks; give the picture as black and white")
+        if not same:
+            raise ValueError(
+                f"{place}: {path.name} does not lie on the grid of the run's image {geometry.shape}; bring the mask to "
+                "that grid, it is never resized silently"
+            )
+        return np.isin(values, wanted) if wanted else values != 0
+
+
+def steps_of(record: Record, geometry: Geometry) -> tuple[Step, ...]:
+    """From a stored image to a model's grid: by millimeters for volumes, by covering and cropping for pictures."""
+    volume = record.image is not None and record.image.name.endswith(NIFTI)
+    if volume and geometry.spacing_known:
+        return Orient(), Grid(geometry.shape, geometry.spacing)
+    return Orient(), Cover(geometry.shape), Crop(geometry.shape)
+
+
+def suited(sample: Sample, adapter: Adapter) -> Sample:
+    """A picture from 0 to 1 with black and white at the ends of the model's range, and with its number of channels."""
+    if sample.unit != "0 to 1":
+        return sample
+    low, high = (getattr(getattr(adapter, "pipeline", None), "config", None) or {}).get("intensity", (0.0, 1.0))
+    autoencoder = getattr(getattr(adapter, "pipe", None), "vae", None)
+    channels = autoencoder.config["in_channels"] if autoencoder is not None else 1
+    image = low + sample.image * (high - low)
+    if len(image) != channels:
+        image = np.repeat(image.mean(0, keepdims=True), channels, axis=0)
+    return replace(sample, image=image.astype(np.float32))
+
+
+def model_of(adapter: Adapter | None) -> Adapter:
+    """The model that reads the cases; ValueError where there is none."""
+    if adapter is None:
+        raise ValueError("these cases are read by a model; name one")
+    return adapter
+
+
+def _of(split: str | None) -> str:
+    return "" if split is None else f" in the split {split!r}"
