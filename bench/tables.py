@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 TITLES = {
     "choose_layers": "Layers of `thorax` to average, chosen on 96 dev phantoms (AUC; chosen figures flatter)",
     "thorax": "Where the words of `thorax` point, with controls (48 dev phantoms; the test seeds are untouched)",
@@ -24,7 +23,7 @@ TITLES = {
     "tracing": "What tracing costs, beside other packages, and parity with the package daam",
     "text_gain": "How much of the denoising loss of `thorax` its text saves",
 }
-ORDER = ("thorax", "thorax-2d", "phantom", "speed", "impressions")  # the rest follow by name
+SHOWN = ("thorax", "thorax-2d", "tracing", "speed", "impressions")  # in the README; the rest in docs, by name
 
 
 def cell(value: Any) -> str:
@@ -47,10 +46,10 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def tables(folder: Path) -> str:
-    """Every result that has a table, each with the command that made it."""
+def tables(folder: Path, shown: bool) -> str:
+    """The results that have a table, each with the command that made it: those of the README, or the others."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    names = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
+    names = [name for name in SHOWN if name in found] if shown else sorted(set(found) - set(SHOWN))
     parts = [
         f"**{TITLES.get(name, name)}**\n\n{markdown(found[name]['table'])}\n\n`{found[name]['command']}`"
         for name in names
@@ -81,16 +80,20 @@ def output(source: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    old = README.read_text()
-    new = between(old, "results", tables(ROOT / "bench" / "results"))
-    if "--run" in arguments:
-        new = between(new, "output", output(code(old)))
-    if "--check" in arguments:
+    results, stale = ROOT / "bench" / "results", []
+    for page, shown in ((ROOT / "README.md", True), (ROOT / "docs" / "measurements.md", False)):
+        old = page.read_text()
+        new = between(old, "results", tables(results, shown))
+        if shown and "--run" in arguments:
+            new = between(new, "output", output(code(old)))
         if new != old:
-            print("README.md does not show what bench/results holds; run: python bench/tables.py", file=sys.stderr)
-        return int(new != old)
-    README.write_text(new)
-    return 0
+            stale.append(page.name)
+            if "--check" not in arguments:
+                page.write_text(new)
+    if "--check" not in arguments or not stale:
+        return 0
+    print(f"{', '.join(stale)} does not show what bench/results holds; run: python bench/tables.py", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

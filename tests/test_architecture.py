@@ -124,11 +124,13 @@ SIBLINGS = {
     "studies.reading": ["studies.judging", "studies.loop"],
     "studies.training": ["studies.loop", "studies.pool"],
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
+    "studies.given": ["studies.benchmark", "studies.benchmark_cases", "studies.grounding"],
     # front
     "serve.ohif": ["serve.dicomweb", "serve.guard"],
     "cli": ["serve", "testing"],
     "cli.checking": ["cli.opening"],
     "cli.evaluating": ["cli.datasets", "cli.opening"],
+    "cli.grounding": ["cli.making", "cli.opening"],
     "cli.making": ["cli.opening"],
     "serve.describing": ["serve.packing"],
     "serve.offline": ["serve.describing", "serve.packing", "serve.page"],

@@ -22,16 +22,23 @@ def test_the_readme_shows_what_the_results_hold(tables):
 
 def test_a_readme_that_disagrees_with_the_results_is_told_apart(tables, tmp_path, monkeypatch, capsys):
     (tmp_path / "bench" / "results").mkdir(parents=True)
-    (tmp_path / "README.md").write_text("<!-- results: start -->\n0.99\n<!-- results: end -->\n")
+    (tmp_path / "docs").mkdir()
+    pages = [tmp_path / "README.md", tmp_path / "docs" / "measurements.md"]
+    for page in pages:
+        page.write_text("<!-- results: start -->\n0.99\n<!-- results: end -->\n")
     row = {"what": "AUC", "mean": [0.5, 0.25, 0.75]}
-    (tmp_path / "bench" / "results" / "one.json").write_text(json.dumps({"command": "make one", "table": [row]}))
+    for name in ("speed", "other"):
+        result = json.dumps({"command": f"make {name}", "table": [row]})
+        (tmp_path / "bench" / "results" / f"{name}.json").write_text(result)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
     assert tables.main(["--check"]) == 1
-    assert "does not show" in capsys.readouterr().err
+    assert "README.md, measurements.md does not show" in capsys.readouterr().err
     assert tables.main([]) == 0
     assert tables.main(["--check"]) == 0
-    assert "| AUC | 0.5 (0.25 to 0.75) |\n\n`make one`\n<!-- results: end -->" in (tmp_path / "README.md").read_text()
+    for page, name in zip(pages, ("speed", "other"), strict=True):
+        drawn = f"| AUC | 0.5 (0.25 to 0.75) |\n\n`make {name}`\n<!-- results: end -->"
+        assert drawn in page.read_text()
+        assert page.read_text().count("`make ") == 1
 
 
 def test_rows_with_different_columns_share_one_table(tables):
@@ -50,5 +57,5 @@ def test_a_lost_marker_is_an_error(tables):
 
 
 def test_the_readme_has_eight_lines_of_code(tables):
-    lines = [line for line in tables.code(tables.README.read_text()).splitlines() if line.strip()]
+    lines = [line for line in tables.code((tables.ROOT / "README.md").read_text()).splitlines() if line.strip()]
     assert len(lines) == 8

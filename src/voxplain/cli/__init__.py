@@ -1,6 +1,6 @@
 """The command line: verbs over run folders, thin calls of public functions. Heavy imports happen inside each verb."""
 
-from voxplain.cli import checking, datasets, dicom, evaluating, making, reading, viewing
+from voxplain.cli import checking, datasets, dicom, evaluating, grounding, making, reading, viewing
 from voxplain.cli.base import app
 
 
@@ -9,4 +9,15 @@ def main() -> None:
     app(prog_name="voxplain")
 
 
-__all__ = ["app", "checking", "datasets", "dicom", "evaluating", "main", "making", "reading", "viewing"]
+__all__ = [
+    "app",
+    "checking",
+    "datasets",
+    "dicom",
+    "evaluating",
+    "grounding",
+    "main",
+    "making",
+    "reading",
+    "viewing",
+]

@@ -1,4 +1,4 @@
-"""Verbs that run a model: explain, ground, effect, train."""
+"""Verbs that run a model: explain, effect, train; what they and ground write and say."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,39 +76,6 @@ def explain(
             phrases=phrase or (),
             seeds=seeds,
             progress=report,
-        )
-        write(explanation, remembered(model, options), out, overwrite, report)
-
-
-@verb
-def ground(
-    image: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder with a CT series.", show_default=False)],
-    text: Annotated[str, typer.Argument(help="The text whose words are looked for.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    model: Model = "thorax",
-    seed: Seed = 0,
-    seeds: Seeds = 1,
-    recipe: Recipes = None,
-    text_encoder: TextEncoder = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    trust_code: TrustCode = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Map the words of a text on an image from elsewhere."""
-    refuse_existing(out, overwrite)
-    options = {"text_encoder": text_encoder, "dtype": dtype, "trust_code": trust_code}
-    with progress() as report:
-        opened = open_model(model, report, device=device, **options)
-        from voxplain.adapters import as_adapter
-        from voxplain.io.dicom_series import read_image
-        from voxplain.maps import Sample
-        from voxplain.studies import explaining
-
-        values, geometry = read_image(image, as_adapter(opened).geometry.ndim)
-        sample = Sample(values.reshape(-1, *geometry.shape).astype("float32"), geometry, text, {"image": image.name})
-        explanation = explaining.explain_image(
-            opened, sample, text, seed=seed, seeds=seeds, recipes=several(recipe), progress=report
         )
         write(explanation, remembered(model, options), out, overwrite, report)
 
@@ -220,4 +187,5 @@ def place(heatmap: "Heatmap") -> str:
     import numpy as np
 
     peak = heatmap.geometry.world(np.array([heatmap.peak], float))[0]
-    return f"({', '.join(f'{value:.0f}' for value in peak)}) mm LPS"
+    unit = "mm LPS" if heatmap.geometry.spacing_known else "in pixels, x first"
+    return f"({', '.join(f'{value:.0f}' for value in peak)}) {unit}"

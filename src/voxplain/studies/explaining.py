@@ -90,25 +90,28 @@ def explain_image(
     sample: Sample,
     text: str,
     *,
+    profile: str = "renoise",
     seed: int = 0,
     recipes: Sequence[str | Recipe] = ("mean", "effect"),
     seeds: int = 1,
     layers: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """As `explain`, for an image that was not generated: the re-noise read-out of `grounding`, by every recipe.
+    """As `explain`, for an image that was not generated: the read-out of `grounding` by a profile and every recipe.
 
-    The sample is first brought to the model's grid (`grounding.fitted`). `seeds` repeat the read-out with other noise.
+    The sample is first brought to the model's grid (`grounding.fitted`). `seeds` repeat the read-out with other noise,
+    and are refused by "invert", which draws none. `provenance` says what was read: "readout", "noise_levels", and the
+    "seed" of what was drawn or the "round_trip" of an inversion.
     """
+    grounding.check_repeats(profile, seeds)
     adapter = as_adapter(model)
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
     tokens = _checked(adapter, text, chosen, seeds)
     job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress)
-    facts = {"model": adapter.name, "weights": adapter.weights_hash, "readout": "renoise"}
-    facts |= {"unknown_words": adapter.unknown_words(text), "seed": seed}
+    facts = {"model": adapter.name, "weights": adapter.weights_hash, "unknown_words": adapter.unknown_words(text)}
     sample = grounding.fitted(sample, adapter.geometry)
     sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts})
-    runs = [_ground(job, sample, tokens, seed + number) for number in range(seeds)]
+    runs = [_ground(job, sample, tokens, profile, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, {}, runs, seed)
 
 
@@ -134,6 +137,8 @@ def warnings_of(sample: Sample, prompt: TokenizedPrompt) -> list[str]:
         found.append(f"the model never saw these words in training: {', '.join(unknown)}")
     if prompt.truncated:
         found.append(f"the prompt is longer than the model's context; these words fell off: {prompt.truncated}")
+    if sample.provenance.get("readout") == "generate":
+        found.append("these maps are of an image that the model made of the text, and not of the one that is shown")
     return found
 
 
@@ -200,15 +205,18 @@ def _parts(maps: AttentionMaps, recipe: Recipe, parts: int) -> dict[str, Attribu
     return made
 
 
-def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, seed: int) -> _Made:
-    """One read-out of a given image by every recipe."""
+def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, profile: str, seed: int) -> _Made:
+    """One read-out of a given image: the states of the profile, and every recipe at them."""
+    with job.stage(profile) as report:
+        states, facts = grounding.states_of(job.adapter, sample, tokens, profile, seed=seed, progress=report)
     made = {}
     for recipe in job.recipes:
         with job.stage(recipe.name) as report:
-            made[recipe.name] = grounding.ground(
-                job.adapter, sample, tokens.text, recipe, seed=seed, layers=job.layers, progress=report
-            )
-    return sample, grounding.thinned(grounding.renoise(job.adapter, sample, seed=seed)), made
+            options = {"layers": job.layers, "progress": report}
+            (one,) = grounding.read(job.adapter, [tokens], [states], recipe, **options)
+        made[recipe.name] = grounding.framed(one, sample, facts)
+    read = replace(sample, provenance={**sample.provenance, **facts})
+    return read, grounding.thinned(states), made
 
 
 def _explanation(

@@ -30,6 +30,7 @@ def dots(
             xerr=[[max(0.0, one) for one in side] for side in (below, above)],
             fmt=MARKS[number % len(MARKS)],
             markersize=4,
+            markerfacecolor="white" if number > 9 else None,  # ten colors, then hollow ones
             linewidth=1,
             label=name,
         )

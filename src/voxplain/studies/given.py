@@ -1,0 +1,168 @@
+"""An image from elsewhere and its truth, brought to a model by one recorded way; the map of a token rule, scored."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from voxplain import recipes as known
+from voxplain.adapters.base import Adapter
+from voxplain.datasets.base import Box, Boxes
+from voxplain.datasets.frames import Cover, Crop, Frame, Grid, Orient, Resize, Step, frame_of
+from voxplain.datasets.reading import read_image as read_picture
+from voxplain.datasets.shapes import paint
+from voxplain.geometry import Geometry, regular
+from voxplain.io.dicom_series import read_image
+from voxplain.io.nifti import SPREAD, read_volume
+from voxplain.maps import Attribution, Explanation, Heatmap, Mask, Sample
+from voxplain.metrics.controls import center_prior, random_half
+from voxplain.scoring import values
+from voxplain.studies.benchmark import read
+from voxplain.studies.benchmark_cases import suited
+from voxplain.studies.grounding import fitted
+from voxplain.tokens import TokenizedPrompt
+
+PICTURES, LOSSY = (".png", ".jpg", ".jpeg"), (".jpg", ".jpeg")
+SPECIAL = ("start", "end", "padding")  # rules that need attention
+METRICS = ("auc_roc", "cnr", "average_precision", "pointing_game", "chance_level", "mass_inside", "mixture_iou")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """An image in the frame of a model, with its truth there; `share` is how much of the stored truth lies in it."""
+
+    sample: Sample
+    frame: Frame
+    truth: Mask | None = None
+    share: float = 1.0
+
+
+def given(
+    path: str | os.PathLike[str],
+    text: str,
+    adapter: Adapter,
+    *,
+    mask: str | os.PathLike[str] | None = None,
+    boxes: Sequence[Box] = (),
+    size: tuple[int, ...] | None = None,
+) -> Given:
+    """The image of a NIfTI file, a CT series' folder, or, for a model of pictures, a PNG or JPEG.
+
+    The truth is a mask on the image's own grid (all that is not 0), or the union of boxes in pixels of the image as it
+    is stored; `size` (width, height, ...) is what the annotation says of that image. The frame is kept in the sample's
+    provenance. Raises ValueError for a picture and a model of volumes, another size, a mask in another frame (it is
+    never resized), an empty one, a box that leaves the image, and a truth that lies outside of the model's frame.
+    """
+    path = Path(path)
+    image, stored, unit = _stored(path, adapter)
+    if size is not None and tuple(size) != stored.shape[::-1]:
+        said, found = (" x ".join(map(str, each)) for each in (size, stored.shape[::-1]))
+        raise ValueError(
+            f"the annotation is for an image of {said} (x first), but {path.name} holds {found}; was it resized? Boxes "
+            "fit the original only"
+        )
+    if _is_picture(path):
+        frame = frame_of(stored, (Orient(), Cover(adapter.geometry.shape), Crop(adapter.geometry.shape)))
+        sample = suited(Sample(frame.image(image), frame.target, text, unit=unit), adapter)
+    else:
+        sample = fitted(Sample(image, stored, text, unit=unit), adapter.geometry)
+        frame = Frame(stored, sample.geometry, _steps(stored, sample.geometry))
+    affines = {"stored_affine": stored.affine.tolist(), "scored_affine": frame.target.affine.tolist()}
+    sample = replace(sample, provenance={"image": path.name, "frame": {**frame.facts(), **affines}})
+    if mask is None and not boxes:
+        return Given(sample, frame)
+    if mask is not None and boxes:
+        raise ValueError("give a mask or boxes as the truth, not both")
+    drawn = paint(Boxes(tuple(boxes)), stored.shape) if mask is None else _mask(Path(mask), path, stored)
+    if not drawn.any():
+        raise ValueError(f"the mask {mask} is empty, so there is nothing to find")
+    truth = frame.mask(drawn)
+    if not truth.any():
+        way = ", ".join(type(step).__name__ for step in frame.steps)
+        raise ValueError(
+            f"the truth lies outside of the part of {path.name} {stored.shape} that the model sees, or is thinner than "
+            f"a cell of it: {frame.target.shape} by {way or 'its place'}; there is nothing to score"
+        )
+    return Given(sample, frame, Mask("truth", truth, frame.target), frame.share(drawn))
+
+
+def check_rule(prompt: TokenizedPrompt, rule: str, words: Sequence[str], recipes: Sequence[str]) -> None:
+    """Raise ValueError, before anything is read, where the rule would have no map of this text by any of the recipes.
+
+    Each of `words` has to be in the text, and a rule that goes by the text alone takes none.
+    """
+    for word in words:
+        prompt.find(word, None if "#" in word else 0)
+    if words and rule in ("all", *SPECIAL):
+        raise ValueError(f"token rule {rule!r} goes by no words, but these were given: {', '.join(words)}")
+    chosen = [known.get(name) for name in recipes]
+    recipe = next((one for one in chosen if one.needs_attention), chosen[0])
+    if prompt.words:
+        grid = regular((1, 1), 1.0)
+        rows = np.zeros((len(prompt.kept), *grid.shape), np.float32)
+        read(Attribution(rows, rows[0], prompt, grid, recipe, grid), rule, tuple(words))
+
+
+def ruled(explanation: Explanation, rule: str, words: Sequence[str]) -> dict[str, Heatmap]:
+    """The rule's map by each recipe that can give it, and by its mean over seeds."""
+    return {
+        name: read(one, rule, tuple(words))
+        for name, one in explanation.attributions.items()
+        if one.provenance.get("statistic") != SPREAD and (one.recipe.needs_attention or rule not in SPECIAL)
+    }
+
+
+def scored(maps: Mapping[str, Heatmap], truth: Mask, *, seed: int = 0) -> dict[str, dict[str, float | str]]:
+    """The figures of each map, and of two controls on the grid of the first; a text says why there is no figure."""
+    coarse = truth.geometry.at(next(iter(maps.values())).geometry.shape)
+    controls = {
+        "control: center": Heatmap("center", center_prior(coarse.shape), coarse),
+        "control: random half": Heatmap("random", random_half(coarse.shape, seed), coarse),
+    }
+    return {name: values(heat, truth, None, METRICS) for name, heat in {**maps, **controls}.items()}
+
+
+def _is_picture(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in PICTURES
+
+
+def _stored(path: Path, adapter: Adapter) -> tuple[Float[np.ndarray, "channels *spatial"], Geometry, str]:
+    """The image as the file has it, and the unit of its values."""
+    ndim = adapter.geometry.ndim
+    if _is_picture(path):
+        image, geometry, unit = read_picture(path)
+        if ndim != geometry.ndim:
+            raise ValueError(f"{path} is a picture, and {adapter.name} reads volumes; choose a model of pictures")
+        return image, geometry, unit
+    image, geometry = read_image(path, ndim)
+    return image.reshape(-1, *geometry.shape).astype(np.float32), geometry, "HU"
+
+
+def _steps(stored: Geometry, target: Geometry) -> tuple[Step, ...]:
+    """The step by which `grounding.fitted` brings a volume there; none where it stays, or for a model of other axes."""
+    if stored.same_as(target):
+        return ()
+    known = (Grid(target.shape, target.spacing),) if stored.spacing_known else ()
+    return tuple([step for step in (Resize(target.shape), *known) if step.on(stored).same_as(target)][:1])
+
+
+def _mask(path: Path, image: Path, geometry: Geometry) -> Bool[np.ndarray, "*spatial"]:
+    """The mask on the grid of the stored image."""
+    if path.suffix.lower() in LOSSY:
+        raise ValueError(f"mask {path.name} is a JPEG, which blurs the edges of a mask; give it as PNG or NIfTI")
+    if _is_picture(path):
+        found = read_picture(path)[0]
+        shape, same = found.shape[1:] if len(found) == 1 else found.shape, _is_picture(image)
+    else:
+        found, lies = read_volume(path, geometry.ndim)
+        found = found.reshape(-1, *lies.shape)
+        shape, same = found.shape[1:] if len(found) == 1 else found.shape, lies.same_as(geometry)
+    if not same or shape != geometry.shape:
+        raise ValueError(
+            f"mask {path.name} {shape} does not lie on the grid of {image.name} {geometry.shape}; give one channel on "
+            "that grid, as it is stored: a mask is never resized silently"
+        )
+    return found[0] != 0

@@ -1,0 +1,205 @@
+"""The verb ground on the toy: profiles, token rules, pictures and volumes, and a truth that takes the image's way."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import call, refused
+
+from voxplain import loading
+from voxplain.adapters.toy import ToyAdapter
+from voxplain.geometry import regular
+from voxplain.io.nifti import read_volume, write_volume
+from voxplain.io.run import load_run
+from voxplain.scoring import values
+from voxplain.studies import explaining, grounding
+from voxplain.studies.given import given
+
+FLAT, SOLID = ToyAdapter((8, 24)), ToyAdapter((4, 8, 12))
+TEXT, MEAN = "left effusion", ("--recipe", "mean")
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda name, **options: FLAT if name == "flat" else SOLID)
+    monkeypatch.delenv("VOXPLAIN_DEBUG", raising=False)
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A picture of twice the model's 16 x 48, with 8 rows more above and below than are seen."""
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 96)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "film.png")
+    return tmp_path / "film.png"
+
+
+def seen(word):
+    """Where the model of pictures attends to a word, as a box of the film: x, y, width, height."""
+    rows, columns = np.nonzero(FLAT.box(word))
+    x, y, width, height = columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+    return f"{4 * x},{4 * y + 8},{4 * width},{4 * height}"
+
+
+def on(image, *options, text=TEXT, model="flat", out="run"):
+    run = image.parent / out
+    return call("ground", image, text, "--model", model, "--out", run, *MEAN, *options), run
+
+
+def test_a_picture_comes_into_the_models_frame_by_recorded_steps(film):
+    result, run = on(film)
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(run)
+    steps = [step["step"] for step in kept.provenance["frame"]["steps"]]
+    assert steps == ["Orient", "Cover", "Crop"]
+    assert kept.provenance["frame"]["stored"] == [48, 96] and kept.sample.geometry.shape == (16, 48)
+    expected = explaining.explain_image(FLAT, given(film, TEXT, FLAT).sample, TEXT, recipes=("mean",))
+    assert np.array_equal(kept.attributions["mean"].maps, expected.attributions["mean"].maps)
+    back = kept.word("effusion").resize(regular((48, 96), 1.0)).values
+    x, y, width, height = (int(part) for part in seen("effusion").split(","))
+    row, column = np.unravel_index(back.argmax(), back.shape)
+    assert y <= row < y + height and x <= column < x + width
+
+
+def test_a_jpeg_in_color_is_read_and_volume_models_refuse_pictures(film):
+    photo = film.with_name("photo.JPG")
+    Image.open(film).convert("RGB").save(photo)
+    assert on(photo)[0].exit_code == 0
+    refused(on(film, model="solid", out="other")[0], "is a picture", "reads volumes")
+
+
+def test_a_box_takes_the_way_of_the_image_and_is_scored_in_the_frame_stated(film):
+    result, run = on(film, "--word", "effusion", "--box", seen("effusion"), "--size", "96,48")
+    assert result.exit_code == 0, result.stderr
+    assert "16 x 48" in result.stdout and "48 x 96" in result.stdout and "100%" in result.stdout
+    kept, (mask, place) = load_run(run), read_volume(run / "truth.nii.gz", 2)
+    assert np.array_equal(mask.astype(bool), FLAT.box("effusion").repeat(2, 0).repeat(2, 1))
+    assert place.same_as(kept.sample.geometry)
+    scores = kept.provenance["scores"]
+    assert scores["mean"]["auc_roc"] > 0.99 and scores["mean"]["pointing_game"] == 1.0
+    assert {"control: center", "control: random half"} < set(scores)
+    assert kept.provenance["truth"] == {"boxes": [[float(one) for one in seen("effusion").split(",")]], "share": 1.0}
+    assert kept.provenance["rule"] == {"name": "words", "words": ["effusion"]}
+    wrong = on(film, "--word", "effusion", "--box", seen("left"), out="wrong")[1]
+    assert load_run(wrong).provenance["scores"]["mean"]["pointing_game"] == 0.0
+
+
+def test_a_truth_that_is_cut_by_the_frame_says_so(film):
+    result, run = on(film, "--box", "8,0,16,16")
+    assert result.exit_code == 0, result.stderr
+    assert "50%" in result.stdout and load_run(run).provenance["truth"]["share"] == 0.5
+
+
+def test_a_mask_is_scored_as_the_same_box(film):
+    pixels = np.zeros((48, 96), np.uint8)
+    x, y, width, height = (int(part) for part in seen("effusion").split(","))
+    pixels[y : y + height, x : x + width] = 255
+    Image.fromarray(pixels).save(film.with_name("mask.png"))
+    by_mask = on(film, "--word", "effusion", "--mask", film.with_name("mask.png"))[1]
+    by_box = on(film, "--word", "effusion", "--box", seen("effusion"), out="box")[1]
+    assert load_run(by_mask).provenance["scores"] == load_run(by_box).provenance["scores"]
+
+
+def test_a_volume_and_its_mask_are_brought_to_the_grid_by_millimeters(tmp_path):
+    stored = regular((16, 32, 48), 2.5, (7.0, 8.0, 9.0))
+    truth = np.ones((2, 2, 2)) * 1.0
+    mask = np.kron(SOLID.box("nodule"), np.kron(truth, truth)) > 0  # latent cells are four stored ones
+    write_volume(tmp_path / "case.nii.gz", np.random.default_rng(0).normal(size=stored.shape), stored)
+    write_volume(tmp_path / "mask.nii.gz", mask, stored, np.uint8)
+    image = tmp_path / "case.nii.gz"
+    result, run = on(image, "--word", "nodule", "--mask", tmp_path / "mask.nii.gz", text="left nodule", model="solid")
+    assert result.exit_code == 0, result.stderr
+    kept = load_run(run)
+    assert [step["step"] for step in kept.provenance["frame"]["steps"]] == ["Grid"]
+    expected = grounding.fitted(given(image, "x", SOLID).sample, SOLID.geometry)
+    assert np.array_equal(kept.sample.image, expected.image) and kept.sample.geometry.same_as(expected.geometry)
+    assert kept.provenance["scores"]["mean"]["pointing_game"] == 1.0 and kept.provenance["truth"]["share"] == 1.0
+    other = on(image, "--profile", "invert", text="left nodule", model="solid", out="inverted")[0]
+    assert "round trip of the inversion: latent" in other.stderr and " HU " in other.stderr
+
+
+def test_every_profile_is_what_the_study_reads(film):
+    for profile in grounding.PROFILES:
+        result, run = on(film, "--profile", profile, out=profile)
+        assert result.exit_code == 0, result.stderr
+        kept, sample = load_run(run), given(film, TEXT, FLAT).sample
+        alone = grounding.ground(FLAT, sample, TEXT, profile=profile)
+        assert np.array_equal(kept.attributions["mean"].maps, alone.maps)
+        assert kept.provenance["readout"] == profile
+        assert ("round_trip" in kept.provenance) == ("round trip" in result.stderr) == (profile == "invert")
+        assert ("made of the text" in result.stderr) == (profile == "generate")
+    refused(on(film, "--profile", "guess", out="guess")[0], "unknown profile 'guess'", "renoise, invert, generate")
+    refused(on(film, "--profile", "invert", "--seeds", 2, out="twice")[0], "draws no noise")
+
+
+def test_seeds_give_mean_and_spread_and_the_score_of_the_mean(film):
+    result, run = on(film, "--seeds", 3, "--word", "effusion", "--box", seen("effusion"))
+    assert result.exit_code == 0, result.stderr
+    kept, sample = load_run(run), given(film, TEXT, FLAT).sample
+    mean, spread = grounding.ground_repeated(FLAT, sample, TEXT, seeds=3)
+    assert np.array_equal(kept.attributions["mean over seeds"].maps, mean.maps)
+    assert np.array_equal(kept.attributions["mean spread over seeds"].maps, spread.maps)
+    assert {"mean", "mean over seeds"} < set(kept.provenance["scores"])
+    assert "mean spread over seeds" not in kept.provenance["scores"]
+    assert (run / "rule-mean-over-seeds.nii.gz").is_file()
+
+
+def test_every_token_rule_gives_its_map(film):
+    text = "left pneumothorax"
+    for rule in ("words", "substring", "first", "all", "start", "end", "padding"):
+        word = ("--word", "pneumothorax") if rule in ("words", "substring", "first") else ()
+        result, run = on(film, "--rule", rule, *word, text=text, out=rule)
+        assert result.exit_code == 0, result.stderr
+        one, made = load_run(run).attributions["mean"], read_volume(run / "rule-mean.nii.gz", 2)[0]
+        pneumo = one.prompt.find("pneumothorax")
+        rows = {"words": pneumo, "substring": pneumo, "first": pneumo[:1], "all": (*one.prompt.find("left"), *pneumo)}
+        special = {"start": one.maps[0], "end": one.maps[-1], "padding": one.padding}
+        expected = special[rule] if rule in special else one.maps[list(rows[rule])].mean(0)
+        assert np.allclose(made, expected, atol=1e-7)
+
+
+def test_rules_that_have_no_map_are_refused_before_anything_is_read(film, monkeypatch):
+    monkeypatch.setattr(explaining, "explain_image", lambda *given, **options: pytest.fail("it was read"))
+    refused(on(film, "--rule", "last")[0], "unknown token rule 'last'")
+    refused(on(film, "--rule", "first")[0], "needs the words")
+    refused(on(film, "--word", "nodule")[0], "nodule")
+    refused(on(film, "--rule", "start", "--word", "left")[0], "goes by no words")
+    refused(
+        on(film, "--rule", "start", "--recipe", "effect")[0].__class__
+        and call(
+            "ground",
+            film,
+            TEXT,
+            "--model",
+            "flat",
+            "--out",
+            film.parent / "run",
+            "--recipe",
+            "effect",
+            "--rule",
+            "start",
+        ),
+        "measures words",
+    )
+
+
+def test_a_truth_in_another_frame_is_refused_and_never_resized(film, monkeypatch):
+    monkeypatch.setattr(explaining, "explain_image", lambda *given, **options: pytest.fail("it was read"))
+    refused(on(film, "--box", "0,0,20,7")[0], "outside of the part of film.png", "(16, 48) by Orient, Cover, Crop")
+    refused(on(film, "--box", "90,0,20,40")[0], "leaves the image")
+    refused(on(film, "--box", "0,0,20")[0], "expected 4 numbers")
+    refused(on(film, "--box", "0,0,20,x")[0], "--box 0,0,20,x", "commas")
+    refused(on(film, "--box", "0,0,20,40", "--size", "48,96")[0], "image of 48 x 96 (x first)", "holds 96 x 48")
+    small, blank, photo = (film.with_name(name) for name in ("small.png", "blank.png", "mask.jpg"))
+    Image.fromarray(np.ones((16, 48), np.uint8)).save(small)
+    Image.fromarray(np.zeros((48, 96), np.uint8)).save(blank)
+    Image.fromarray(np.ones((48, 96), np.uint8)).save(photo)
+    refused(on(film, "--mask", small)[0], "small.png (16, 48)", "never resized silently")
+    refused(on(film, "--mask", blank)[0], "is empty")
+    refused(on(film, "--mask", photo)[0], "JPEG")
+    refused(on(film, "--mask", small, "--box", "0,0,20,40")[0], "not both")
+    grid = regular((16, 32, 48), 2.5)
+    write_volume(film.with_name("case.nii.gz"), np.zeros(grid.shape), grid)
+    moved = regular(grid.shape, 2.5, (5.0, 0.0, 0.0))
+    write_volume(film.with_name("moved.nii.gz"), np.ones(grid.shape), moved, np.uint8)
+    case = film.with_name("case.nii.gz")
+    refused(on(case, "--mask", film.with_name("moved.nii.gz"), model="solid")[0], "moved.nii.gz", "never resized")
+    assert not (film.parent / "run").exists()
