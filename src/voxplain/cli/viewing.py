@@ -39,22 +39,22 @@ def view(
         from voxplain.serve.jobs import Jobs
 
         jobs = Jobs(Maker(library, model, out, device=device))
-    listening = starting.bound(host, port)
-    access = Access.of(host, listening.getsockname()[1], name or ())
+    with starting.bound(host, port) as listening:
+        access = Access.of(host, listening.getsockname()[1], name or ())
 
-    def ready(url: str) -> None:
-        say(f"{url}  (Ctrl-C ends)")
-        if browser:
-            import webbrowser
+        def ready(url: str) -> None:
+            say(f"{url}  (Ctrl-C ends)")
+            if browser:
+                import webbrowser
 
-            webbrowser.open(url)
+                webbrowser.open(url)
 
-    if ohif:
-        from voxplain.serve.ohif import exported, found_dist, ohif_application
+        if ohif:
+            from voxplain.serve.ohif import exported, found_dist, ohif_application
 
-        dist = found_dist(ohif_dist)
-        say("writing DICOM into a folder that goes away at the end")
-        with exported([library.load(each) for each in library.ids]) as folder:
-            starting.run(lambda access: ohif_application(folder, dist, access), listening, access, ready)
-        return
-    starting.run(lambda access: build(library, access, jobs=jobs), listening, access, ready)
+            dist = found_dist(ohif_dist)
+            say("writing DICOM into a folder that goes away at the end")
+            with exported([library.load(each) for each in library.ids]) as folder:
+                starting.run(lambda access: ohif_application(folder, dist, access), listening, access, ready)
+            return
+        starting.run(lambda access: build(library, access, jobs=jobs), listening, access, ready)
