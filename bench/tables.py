@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
     "choose_layers": "Layers of `thorax` to average, chosen on 96 dev phantoms (AUC; chosen figures flatter)",
-    "thorax": "Where the words of `thorax` point, with controls (48 dev phantoms; the test seeds are untouched)",
+    "thorax": "Where the words of `thorax` point, with controls (246 test phantoms; every choice was made on dev)",
     "segmenter_unseen": "The rule-based judge on phantoms it was not tuned on",
     "tracing": "What tracing costs, beside other packages, and parity with the package daam",
     "text_gain": "How much of the denoising loss of `thorax` its text saves",
