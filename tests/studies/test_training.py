@@ -60,6 +60,9 @@ def test_an_unknown_model_is_refused_by_name(tmp_path):
 def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
     with pytest.raises(ValueError, match="multiples of siblings = 4"):
         training.train("thorax-2d", tmp_path, **{**TINY, "denoiser_batch": 6})
+    pairs = {**TINY, "siblings": 2, "denoiser_batch": 6, "cases": 12}
+    with pytest.raises(ValueError, match="multiples of siblings = 4"):  # of the families from `alike_from` on
+        training.train("thorax-2d", tmp_path, **{**pairs, "alike_from": 1, "denoiser_steps": 2})
     assert not list(tmp_path.iterdir())
 
 

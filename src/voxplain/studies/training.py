@@ -33,6 +33,7 @@ HAZE_WEIGHT = 4.0
 ALIKE = len(plan_siblings(np.random.default_rng(0)))
 SMALLEST_CHANGE = 1e-4  # mean square of the latent's; less is a finding for which there was no room
 CHECKPOINT_SECONDS = 300
+FIRST_POOL, LATER_POOL = "data (SHA-256 of the first 100 phantoms)", "data from `alike_from` on (the same)"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Settings:
     drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
     ema: float = 0.999
     contrast: float = 6.0  # weight, at the first step, of the error that siblings do not share; 1 at the last
-    alike_contrast: float = (
-        0.4  # the same, on top of the plain loss, for siblings that differ in one finding; 0 at the last
-    )
+    alike_contrast: float = 0.4  # weight, on top of the plain loss, of siblings that differ in one finding; 0 at last
 
 
 PRESETS = {
@@ -98,9 +97,11 @@ def train(
         raise ValueError(f"no model {name!r} to train; there are {', '.join(PRESETS)}")
     config, preset = PRESETS[name]
     chosen = replace(preset, **settings)
-    if chosen.denoiser_batch % chosen.siblings or chosen.cases % chosen.siblings:
-        given = f"denoiser_batch = {chosen.denoiser_batch} and cases = {chosen.cases}"
-        raise ValueError(f"{given}: give multiples of siblings = {chosen.siblings}")
+    later = chosen.denoiser_steps > chosen.alike_from
+    for siblings in (chosen.siblings, *[ALIKE] * later):
+        if chosen.denoiser_batch % siblings or chosen.cases % siblings:
+            given = f"denoiser_batch = {chosen.denoiser_batch} and cases = {chosen.cases}"
+            raise ValueError(f"{given}: give multiples of siblings = {siblings}")
     folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
     folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "name": name}
@@ -108,10 +109,11 @@ def train(
     volumes = len(config["image_shape"]) == 3
     pool = Pool(folder.parent / f"{name}-pool", chosen.cases, chosen.siblings, workers, volumes=volumes)
     pool.fill(progress)
-    alike = None
-    if chosen.denoiser_steps > chosen.alike_from:
-        alike = Pool(folder.parent / f"{name}-alike-pool", chosen.cases, ALIKE, workers, volumes=volumes, alike=True)
-        alike.fill(progress)
+    pools = [pool]
+    if later:
+        place = folder.parent / f"{name}-alike-pool"
+        pools.append(Pool(place, chosen.cases, ALIKE, workers, volumes=volumes, alike=True))
+        pools[-1].fill(progress)
     torch.manual_seed(chosen.seed)
     pipeline = build(config, build_tokenizer(all_words())).to(device)
     for part in (pipeline.autoencoder, pipeline.unet):  # a quarter to half of a step's time
@@ -119,22 +121,24 @@ def train(
     log = Log(folder / "log.jsonl", progress)
     with interruptible() as stopped:
         _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
-        first = Drawn(pool, _calibrate(pipeline, pool, folder / "latents.pt"))
-        second = Drawn(alike, _encode(pipeline, alike, folder / "latents-alike.pt")) if alike else first
-        averaged, reached = _fit_denoiser(pipeline, first, second, chosen, folder, log, stopped)
+        drawn = [Drawn(pool, _calibrate(pipeline, pool, folder / "latents.pt"))]
+        drawn += [Drawn(other, _encode(pipeline, other, folder / "latents-alike.pt")) for other in pools[1:]]
+        averaged, reached = _fit_denoiser(pipeline, drawn, chosen, folder, log, stopped)
     chosen = replace(chosen, denoiser_steps=reached)
     for parameter, mean in zip(_learned(pipeline).parameters(), averaged, strict=True):
         parameter.data.copy_(mean)
     target = Path(weights) if weights else folder / "weights"
-    save(pipeline, target, _card(chosen, pool.hash(), pipeline))
+    save(pipeline, target, _card(chosen, [each.hash() for each in pools], pipeline))
     return target
 
 
-def _card(settings: Settings, data_hash: str, pipeline: LatentDiffusion) -> str:
+def _card(settings: Settings, hashes: list[str], pipeline: LatentDiffusion) -> str:
     """What a user of the weights has to know."""
     size = sum(p.numel() for p in pipeline.parameters()) / 1e6
     command = f"voxplain train {settings.name} --seed {settings.seed} --steps {settings.denoiser_steps}"
-    rows = "\n".join(f"| {name} | {value} |" for name, value in asdict(settings).items())
+    facts = asdict(settings)
+    facts |= dict(zip((FIRST_POOL, LATER_POOL), (f"`{value}`" for value in hashes), strict=False))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# {settings.name}
 
 A small text-to-image latent diffusion model ({size:.1f} M parameters) of procedural chest phantoms, made for looking
@@ -149,7 +153,6 @@ into such models. **No patient data; not for diagnosis; it has never seen a real
 | made by | `{command}` |
 | --- | --- |
 {rows}
-| data (SHA-256 of the first 100 phantoms) | `{data_hash}` |
 
 Measured figures, with their controls: `bench/results/{settings.name}.json` in the repository, and its README.
 """
@@ -232,12 +235,12 @@ class Drawn:
     def __init__(self, pool: Pool, latents: Float[Tensor, "cases channels *grid"]) -> None:
         self.pool, self.latents = pool, latents
         worth = [0.4 + sum(WORTH.get(f.severity or "", 1.0) for f in case.findings) for case in pool.cases]
-        families = np.reshape(worth, (-1, pool.siblings)).sum(1)
-        self.shares = np.full(len(families), 1 / len(families)) if pool.alike else families / families.sum()
+        families = np.reshape(worth, (-1, pool.siblings)).sum(1) ** (not pool.alike)  # alike: all are worth the same
+        self.shares = families / families.sum()
 
 
 def _fit_denoiser(
-    pipeline: LatentDiffusion, first: Drawn, second: Drawn, settings: Settings, folder: Path, log, stopped
+    pipeline: LatentDiffusion, pools: list[Drawn], settings: Settings, folder: Path, log, stopped
 ) -> tuple[list[Tensor], int]:
     """The averaged parameters of the denoiser and the text encoder, and how many steps they have behind them."""
     network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
@@ -252,7 +255,8 @@ def _fit_denoiser(
     names, shares = list(LEVELS), list(LEVELS.values())
     for step in range(begin, steps):
         late = step >= turn
-        drawn, family = (second, ALIKE) if late else (first, settings.siblings)
+        drawn = pools[late]
+        family = drawn.pool.siblings
         part, length = (step - turn, steps - turn) if late else (step, turn)
         set_rate(optimizer, settings.alike_lr if late else settings.denoiser_lr, part, length, settings.warmup)
         rng = np.random.default_rng((settings.seed, 2, step))
