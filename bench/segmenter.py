@@ -1,14 +1,15 @@
-"""How well the rules of `datasets.phantom.segmenter` read phantoms whose findings are known.
+"""How well a judge reads phantoms whose findings are known: the rules of `datasets.phantom.segmenter`, or the reader.
 
     python bench/segmenter.py                        300 dev phantoms, the split on which the thresholds were chosen
     python bench/segmenter.py --first 300            300 dev phantoms that no threshold has seen
     python bench/segmenter.py --through-autoencoder  the same phantoms, encoded and decoded by --model before reading
+    python bench/segmenter.py --judge reader         the learned reader instead of the rules; with all of the above
     python bench/segmenter.py --split test           reports only; adds a line to results/test_log.jsonl
 
-A finding counts as found when the rules report its kind in the case; side and lobe are scored among the found ones,
+A finding counts as found when the judge reports its kind in the case; side and lobe are scored among the found ones,
 on the reported finding that overlaps the true mask most. A false positive is a kind reported in a case without it.
 What falls short of `AIMS` is named in the last column. Through the autoencoder, one more figure: of the kinds that the
-rules report in a phantom, how many they report again after encoding and decoding.
+judge reports in a phantom, how many it reports again after encoding and decoding.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from voxplain.datasets.phantom.cases import Case, draw
 from voxplain.datasets.phantom.findings import KINDS
 from voxplain.datasets.phantom.segmenter import Found, findings
 from voxplain.metrics.statistics import wilson
+from voxplain.studies.judging import load_reader
 
 AIMS = {"recall": 0.95, "specificity": 0.95, "side": 0.98, "lobe": 0.95}
 PLACELESS = ("emphysema", "fibrosis")  # always on both sides: their side is no answer
@@ -55,7 +57,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--through-autoencoder", action="store_true", help="read what the model's autoencoder keeps")
     parser.add_argument("--model", default="thorax", help="whose autoencoder: a name or a folder")
+    parser.add_argument("--judge", default="rules", choices=["rules", "reader"])
     options = parser.parse_args()
+    judge = findings if options.judge == "rules" else load_reader().read
     model = voxplain.load(options.model) if options.through_autoencoder else None
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     again: list[bool] = []
@@ -64,11 +68,11 @@ def main() -> None:
         case = draw(index, options.split)
         volume = case.image[0] if model is None else model.decode(model.encode_image(case.image))[0, 0]
         start = time.process_time()
-        found = findings(volume)
+        found = judge(volume)
         seconds += time.process_time() - start
         compare(case, found, hits)
         if model is not None:
-            again += [any(f.kind == kind for f in found) for kind in {f.kind for f in findings(case.image[0])}]
+            again += [any(f.kind == kind for f in found) for kind in {f.kind for f in judge(case.image[0])}]
         print(f"\r{index - options.first + 1}/{options.cases} ", end="", file=sys.stderr)
     print(file=sys.stderr)
     rows = []
@@ -87,7 +91,9 @@ def main() -> None:
     print(f"{seconds / options.cases:.2f} s of processor time a volume")
     command = f"python bench/segmenter.py --split {options.split} --first {options.first} --cases {options.cases}"
     figures = {"cases": options.cases, "split": options.split, "seconds": seconds / options.cases, "findings": rows}
-    name = "segmenter"
+    name = "segmenter" if options.judge == "rules" else "reader"
+    if options.judge != "rules":
+        command += f" --judge {options.judge}"
     if model is not None:
         name += "_decoded"
         command += f" --through-autoencoder --model {options.model}"

@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
     "choose_layers": "Layers of `thorax` to average, chosen on 96 dev phantoms (AUC; chosen figures flatter)",
     "thorax": "Where the words of `thorax` point, with controls (246 test phantoms; every choice was made on dev)",
-    "segmenter_unseen": "The rule-based judge on phantoms it was not tuned on",
+    "segmenter_unseen": "The rule-based judge on 300 phantoms it was not tuned on",
+    "segmenter_decoded_unseen": "The same, after the autoencoder of `thorax`",
+    "reader_unseen": "The learned judge on the same 300 phantoms",
+    "reader_decoded_unseen": "The same, after the autoencoder of `thorax`",
+    "speed": "Speed and memory of the main job",
+    "viewer": "Speed of the viewer's page",
     "tracing": "What tracing costs, beside other packages, and parity with the package daam",
     "text_gain": "How much of the denoising loss of `thorax` its text saves",
 }

@@ -1,7 +1,7 @@
 """The figures of the model `thorax`: autoencoder, generation, localization, each beside its controls.
 
     python bench/thorax.py layers --split dev --count 60        # choose the localizing layers: on dev alone
-    python bench/thorax.py autoencoder generation twins phantoms --count 300
+    python bench/thorax.py autoencoder generation reader guidance_1 twins phantoms --count 300
     python bench/thorax.py summary                                # bench/results/thorax.json
 
 Each stage writes one JSON line a case into bench/runs/ and goes on where it stopped. Stages on the split `test` append
@@ -41,6 +41,7 @@ from voxplain.models.thorax import build
 from voxplain.recipes import reduce
 from voxplain.studies.effect import differences, keeping
 from voxplain.studies.grounding import record, renoise, thinned
+from voxplain.studies.judging import LearnedReader, load_reader
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
 
@@ -103,6 +104,7 @@ class Bench:
             sample = self.model.generate(prompt.text, seed=index, steps=self.options.steps)
         assert isinstance(sample, Sample)
         volume = sample.image[0]
+        np.save(_volume_path(self.label, index), volume.round().astype(np.int16))
         found = segmenter.findings(volume)
         row: dict[str, Any] = {"asked": [_plan(p) for p in plans], "absent": absent, "found": [_seen(f) for f in found]}
         maps = tracer.maps()[0]
@@ -125,6 +127,17 @@ class Bench:
             scores.append(self._score(mention, tokens, truth, region, named, states()[0], volume))
             break
         return [{**row, "scores": scores}]
+
+    def reader(self, index: int) -> list[dict[str, Any]]:
+        """The learned judge on the volume that `generation` left; it, too, is blind to the prompt."""
+        path = _volume_path(self.label, index)
+        if not path.exists():
+            raise SystemExit(f"{path} is missing; the stage generation comes first")
+        return [{"found": [_seen(f) for f in self.learned.read(np.load(path).astype(np.float32))]}]
+
+    @cached_property
+    def learned(self) -> LearnedReader:
+        return load_reader()
 
     def recipes(self) -> list[Recipe]:
         chosen = {"mean": ("*",), "selected": tuple(self.adapter.localizing_layers)}
@@ -314,6 +327,13 @@ def _found(volume: np.ndarray) -> list[dict[str, Any]]:
     return [_seen(f) for f in segmenter.findings(volume)]
 
 
+def _volume_path(label: str, index: int) -> Path:
+    """Where a generated volume (HU, int16) is kept for the second judge."""
+    folder = RUNS / f"generated-{label}"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{index:04d}.npy"
+
+
 def _region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
     if name == "body":
         return ndimage.binary_fill_holes(volume > -500)
@@ -376,6 +396,10 @@ def summarize(label: str, split: str) -> None:
         }
     if cases := rows.get("generation"):
         figures["generation"] = _generation(cases)
+        if read := {case["case"]: case["found"] for case in rows.get("reader", [])}:
+            both = [case for case in cases if case["case"] in read]
+            figures["generation_reader"] = _generation([{**case, "found": read[case["case"]]} for case in both])
+            figures["judges_agree"] = _agreement(both, read)
     if cases := rows.get("guidance_1"):
         figures["generation_guidance_1"] = _generation(cases)
     if cases := rows.get("twins"):
@@ -457,6 +481,18 @@ def _generation(cases: list[dict[str, Any]]) -> dict[str, Any]:
         "no_finding_prompts_without_any": _share([not found for found in empty]),
         "unasked_findings_a_volume": len(others) / len(cases),
     }
+
+
+def _agreement(cases: list[dict[str, Any]], read: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    """For each kind: the share of volumes in which both judges see it or neither does, and Cohen's kappa."""
+    agreed = {}
+    for kind in KINDS:
+        pairs = [tuple(any(f["kind"] == kind for f in found) for found in (c["found"], read[c["case"]])) for c in cases]
+        same, (first, second) = [a == b for a, b in pairs], np.mean(pairs, axis=0)
+        chance = float(first * second + (1 - first) * (1 - second))
+        kappa = (float(np.mean(same)) - chance) / (1 - chance) if chance < 1 else None
+        agreed[kind] = {"same": _share(same), "kappa": kappa, "rules": float(first), "reader": float(second)}
+    return agreed
 
 
 def main() -> None:

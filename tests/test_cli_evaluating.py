@@ -70,6 +70,21 @@ def test_bad_input_ends_in_one_line(films, tmp_path, monkeypatch):
     refused(ray, "pip install 'voxplain[ray]'", code=1)
 
 
+def test_labels_are_chosen_and_read_by_another_text(films, tmp_path):
+    out = tmp_path / "report"
+    chosen = ("--label", "effusion", "--as", "effusion=nodule")
+    result = call("evaluate", "folder", films, "--out", out, "--model", "toy", *chosen)
+    assert result.exit_code == 0, result.stderr
+    made = json.loads((out / "results.json").read_text())
+    assert made["source"]["read_as"] == {"effusion": "nodule"} and made["source"]["labels"] == ["effusion"]
+    assert made["command"].endswith("--label effusion --as effusion=nodule")
+    refused(call("evaluate", "folder", films, "--out", out, "--label", "mass"), "shows no mass; it shows effusion")
+    refused(call("evaluate", "folder", films, "--out", out, "--as", "effusion"), "--as effusion", "NAME=VALUE")
+    refused(
+        call("evaluate", "phantoms", "--out", out, "--label", "effusion"), "phantoms take no --set, --label and --as"
+    )
+
+
 def test_sanity_prints_a_line_a_check_and_writes_a_page(tmp_path, films):
     page = tmp_path / "sanity.html"
     result = call("sanity", "toy", "--out", page, "--image", films / "0.png", "--steps", 2)

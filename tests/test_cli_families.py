@@ -64,7 +64,7 @@ def bundle(tmp_path_factory):
 def test_a_diffusers_folder_with_every_option(diffusion, tmp_path):
     run = tmp_path / "run"
     options = ["--height", 40, "--width", 24, "--negative", "nodule", "--per-step", 2, "--layers", "up_blocks.*"]
-    recipes = ["--recipe", "mean,daam,effect", "--steps", 4, "--guidance", 4, "--dtype", "float32", "--device", "cpu"]
+    recipes = ["--recipe", "mean,daam,effect", "--steps", 4, "--guidance", 4, "--dtype", "bfloat16", "--device", "cpu"]
     call("explain", "large left effusion", "--model", diffusion, "--out", run, *options, *recipes)
     made = load_run(run)
     assert made.sample.image.shape == (3, 40, 24)
@@ -80,6 +80,14 @@ def test_a_diffusers_folder_with_every_option(diffusion, tmp_path):
     assert load_run(run).word("left effusion", recipe="effect").values.max() > 0
     call("effect", run, "effusion", "--total")
     assert (run / "total-effusion.nii.gz").exists()
+
+
+def test_a_diffusers_folder_is_checked_in_words(diffusion):
+    lines = call("check", diffusion).stdout.splitlines()
+    assert "Layers that read the text: 7, 7 of them heard." in lines
+    assert "  grid 16 x 16: 3 layers of 2 heads, 12 text keys" in lines
+    assert "Guidance: one run a step (null and text); without it one run a step (text)." in lines
+    assert lines[-1] == "Promises: 16 of 16 kept."
 
 
 def test_a_medsyn_checkpoint_with_its_text_encoder(medsyn, tmp_path):
@@ -117,6 +125,28 @@ def test_a_bundle_from_explaining_to_checking(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(bundle)
     found = json.loads(call("check", *model, "--json").stdout)
     assert set(found["promises"].values()) == {None} and len(found["layers"]) == 4 and not found["refused"]
+
+
+def test_the_code_of_a_bundle_runs_where_it_is_trusted_and_only_there(bundle, tmp_path):
+    folder, run, ran = tmp_path / "chest", tmp_path / "run", tmp_path / "ran"
+    entries = {"imports": ["$import math", "$import pathlib"], "bundle_root": "."}
+    tiny_bundles.write(
+        folder, config={**entries, "scale_factor": f"$math.exp(pathlib.Path({str(ran)!r}).touch() or 0)"}
+    )
+    facts = {"intensity": [-1000, 1000], "unit": "HU"}
+    (folder / "configs" / "voxplain.json").write_text(json.dumps(facts))
+    model = [folder, "--text-encoder", bundle / "bert"]
+    explained = ["explain", "large left effusion", "--model", *model, "--out", run, "--steps", 1]
+    for arguments in (explained, ["check", *model]):
+        failed(arguments, "That is code")
+    assert not ran.exists() and not run.exists()
+    found = json.loads(call("check", *model, "--trust-code", "--json").stdout)
+    assert set(found["promises"].values()) == {None} and ran.exists()
+    ran.unlink()
+    call(*explained, "--trust-code")
+    assert ran.exists() and load_run(run).provenance["opened_with"]["trust_code"] is True
+    failed(["effect", run, "left effusion"], "give --trust-code again")
+    call("effect", run, "left effusion", "--trust-code")
 
 
 def test_a_text_encoder_that_is_gone_is_named_and_can_be_given_anew(bundle, tmp_path):

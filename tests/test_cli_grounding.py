@@ -13,6 +13,7 @@ from voxplain.geometry import regular
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
 from voxplain.studies import explaining, grounding
+from voxplain.studies.effect import measure_phrase
 from voxplain.studies.given import given
 
 
@@ -122,6 +123,22 @@ def test_a_volume_and_its_mask_are_brought_to_the_grid_by_millimeters(tmp_path):
     assert np.array_equal(kept.sample.image, expected.image) and kept.sample.geometry.same_as(expected.geometry)
     assert kept.provenance["scores"]["mean"]["pointing_game"] == 1.0 and kept.provenance["truth"]["share"] == 1.0
     refused(on(image, "--profile", "invert", model="solid", out="inverted")[0], "cannot be inverted", "'renoise'")
+    write_volume(tmp_path / "codes.nii.gz", np.where(mask, 7, 3), stored, np.uint8)
+    coded = ("--word", "nodule", "--mask", tmp_path / "codes.nii.gz", "--mask-value")
+    same = on(image, *coded, 7, text="left nodule", model="solid", out="coded")[1]
+    assert load_run(same).provenance["scores"] == kept.provenance["scores"]
+    assert load_run(same).provenance["truth"]["values"] == [7]
+    refused(on(image, *coded, 9, text="left nodule", model="solid", out="none")[0], "has no cell of 9")
+
+
+def test_a_phrase_is_measured_as_a_whole_by_the_effect(film):
+    text, phrase = "small effusion and left nodule", "left nodule"
+    options = ("--model", "flat", "--out", film.parent / "run", "--recipe", "effect", "--word", phrase)
+    result = call("ground", film, text, *options)
+    assert result.exit_code == 0, result.stderr
+    kept, made = load_run(film.parent / "run"), read_volume(film.parent / "run" / "rule-effect.nii.gz", 2)[0]
+    expected = measure_phrase(FLAT, kept, phrase).values
+    np.testing.assert_allclose(made, expected, atol=1e-6)
 
 
 def test_every_profile_is_what_the_study_reads(film):

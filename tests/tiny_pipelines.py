@@ -167,7 +167,7 @@ def controlnet(**options):
 
 
 def sdxl(**options):
-    tokenizer, second = clip_tokenizer(), clip_tokenizer(pad="a")
+    tokenizer, second = clip_tokenizer(), clip_tokenizer(pad=".")
     network = unet(
         (8, 16),
         heads=(2, 4),

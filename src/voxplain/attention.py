@@ -70,7 +70,9 @@ class AttentionCall:
             bias = self.bias if self.bias is None or self.bias.shape[1] == 1 else self.bias[:, cells]
             query = _widen(self.query[:, cells].float(), width)[None]
             mask = None if bias is None else bias.float()[None]
-            yield cells, scaled_dot_product_attention(query, key, value, mask, scale=self.scale)[0]
+            with torch.autocast(query.device.type, enabled=False):
+                made = scaled_dot_product_attention(query, key, value, mask, scale=self.scale)[0]
+            yield cells, made
 
 
 def attention_probs(
@@ -80,7 +82,8 @@ def attention_probs(
     bias: Float[Tensor, "#heads #queries tokens"] | None = None,
 ) -> Float[Tensor, "heads tokens queries"]:
     """softmax(Q K^T scale + bias) over tokens in float32 (Vaswani et al., 2017), one row a token."""
-    scores = (key.float() * scale) @ query.float().mT  # [heads, tokens, queries]
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (key.float() * scale) @ query.float().mT  # [heads, tokens, queries]
     if bias is not None:
         scores = scores + bias.float().mT
     return scores.softmax(1)
@@ -126,10 +129,9 @@ class RunningMeans:
         if key not in self._means:
             self._means[key] = select.new_zeros(groups, call.query.shape[1], select.shape[1])
         mean = self._means[key]
-        with torch.autocast(call.query.device.type, enabled=False):
-            for cells, mixed in call.mixed(select):
-                new = mixed[..., : select.shape[1]]  # [heads, cells, rows + 1]
-                mean[:, cells].lerp_(new if groups == heads else new.mean(0, keepdim=True), weight / count)
+        for cells, mixed in call.mixed(select):
+            new = mixed[..., : select.shape[1]]  # [heads, cells, rows + 1]
+            mean[:, cells].lerp_(new if groups == heads else new.mean(0, keepdim=True), weight / count)
         place = call.sample, call.layer
         self._calls[place] = self._calls.get(place, 0) + 1
 
@@ -144,11 +146,20 @@ class RunningMeans:
         return sum(tensor.nbytes for tensor in kept)
 
     def maps(self, sample: int, geometry: Geometry, provenance: Mapping[str, Any] | None = None) -> AttentionMaps:
-        """The means of one sample, on the CPU; `geometry` is that of its image. Raises if nothing was recorded."""
+        """The means of one sample, on the CPU; `geometry` is that of its image.
+
+        Raises ValueError if nothing was recorded, and FloatingPointError where probabilities do not sum to one, since
+        fused kernels make numbers of a query that is none.
+        """
         means, counts = {}, {}
         for (number, key), mean in self._means.items():
             if number != sample:
                 continue
+            if not ((mean.sum(-1) - 1).abs() < 1e-3).all():
+                raise FloatingPointError(
+                    f"the attention of {key.layer or f'grid {key.grid}'} for sample {sample} does not sum to one: the "
+                    "network computed NaN or infinity on the way; run it in float32 or bfloat16, or lower its guidance"
+                )
             for head, values in enumerate(mean.mT.cpu().unflatten(-1, key.grid).numpy()):
                 name = MapKey(key.grid, key.layer, head if self._per_head else None, key.bin)
                 means[name], counts[name] = values, self._counts[number, key]
@@ -158,10 +169,12 @@ class RunningMeans:
 
     def _selection(self, call: AttentionCall) -> Float[Tensor, "tokens rows"]:
         """1 where a position belongs to a row: one row for each kept position, the last for all others."""
+        prompt, tokens = self.prompts[call.sample], call.key.shape[1]
+        if tokens != len(prompt.ids):
+            raise ValueError(
+                f"{call.layer} has {tokens} text keys, but the prompt has {len(prompt.ids)} positions: {prompt.text!r}"
+            )
         if call.sample not in self._selections:
-            prompt, tokens = self.prompts[call.sample], call.key.shape[1]
-            if tokens != len(prompt.ids):
-                raise ValueError(f"{tokens} text keys, but the prompt has {len(prompt.ids)} positions: {prompt.text!r}")
             select = torch.zeros(tokens, len(prompt.kept) + 1)
             select[prompt.kept, range(len(prompt.kept))] = 1
             select[:, -1] = 1 - select.sum(1)

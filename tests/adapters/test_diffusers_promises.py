@@ -36,7 +36,7 @@ def test_what_is_found_in_a_pipeline_is_told_with_its_refusals():
         "up_blocks.1": ([6, 10], 4, tiny.CONTEXT),
         "up_blocks.2": ([12, 20], 2, tiny.CONTEXT),
     }
-    assert facts["guidance"] == {"with": [["other", "text"]], "without": [["text"]]}
+    assert facts["guidance"] == {"with": [["null", "text"]], "without": [["text"]]}
     assert facts["cost"]["kept_bytes"] > 0
     odd = adapter.layers[1]
     adapter.network.get_submodule(odd).set_processor(type("Strange", (AttnProcessor2_0,), {})())

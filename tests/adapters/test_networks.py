@@ -167,7 +167,7 @@ def test_impossible_requests_are_refused(wrong):
 def test_a_compiled_network_is_refused():
     adapter = PainterAdapter()
     adapter.network.block.compile(backend="eager")
-    with pytest.raises(ValueError, match=r"was compiled \(block\)"), trace(adapter):
+    with pytest.raises(ValueError, match="^block was compiled"), trace(adapter):
         adapter.generate("left")
 
 

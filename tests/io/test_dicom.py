@@ -173,6 +173,15 @@ def test_words_are_chosen_and_a_phrase_that_was_not_measured_is_named(run, tmp_p
     assert not any("raw" in path.name for path in chosen.rglob("*.dcm"))
 
 
+def test_maps_of_other_images_of_some_steps_and_of_one_layer_are_left_out(run, tmp_path):
+    mean = run.attributions["mean"]
+    for name in ("mean over seeds", "mean part 1 of 2", "mean layer up.0.attn2"):
+        more = {name: replace(mean, provenance={"statistic": name})}
+        made = export(replace(run, attributions={"mean": mean, **more}), tmp_path / name, ["left"])
+        assert [path.name for path in sorted(made.glob("*/*.dcm"))][-2:] == ["mean-01.dcm", "mean.dcm"]
+        assert not entries(made, name)
+
+
 def sheared():
     affine = regular((8, 12, 16), 5.0).affine.copy()
     affine[1, 0] = 1.0
@@ -185,7 +194,7 @@ def sheared():
         (lambda s: replace(s, geometry=replace(s.geometry, spacing_known=False)), "nobody knows the size"),
         (lambda s: replace(s, unit="brightness"), "'brightness'"),
         (lambda s: replace(s, geometry=sheared()), "not perpendicular"),
-        (lambda s: replace(s, image=s.image[:, 0], geometry=regular((12, 16), 1.0)), "volumes"),
+        (lambda s: replace(s, image=s.image[:, 0], geometry=regular((12, 16), 1.0)), "--nifti, or draw it"),
     ],
 )
 def test_what_no_ct_series_can_hold_is_refused_and_leaves_nothing(run, tmp_path, sample, complaint):

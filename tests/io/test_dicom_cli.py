@@ -34,6 +34,13 @@ def test_words_stay_out_unless_they_are_asked_for(tmp_path):
     assert json.loads((tmp_path / "b" / "export.json").read_text())["files"][0]["raw"] == "map/mean-01-raw.dcm"
 
 
+def test_an_image_of_two_axes_is_refused_with_what_to_use_instead(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "opened", lambda *given: explained((12, 16), unit="brightness"))
+    result = call("--dicom", tmp_path / "out")
+    assert result.exit_code == 2 and "--nifti" in result.stderr and "voxplain overlay" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"), [((), "--nifti or by --dicom"), (("--dicom", "out", "--word", "pneumonia"), "pneumonia")]
 )

@@ -9,7 +9,7 @@ import torch
 import yaml
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_bundles import DENOISER, SCHEDULE, WIDTH, bert, clip, t5, write
 from transformers import BertModel
 
@@ -322,6 +322,21 @@ def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(folder, text, caps
     with pytest.raises(BundleError, match="pickle that holds code"):
         load(folder, text_encoder=text / "bert", trust_code=False)
     assert "this ran" not in capsys.readouterr().out
+
+
+def test_a_text_encoder_is_read_from_a_plain_pickle_and_refused_with_code_in_it(made, text, tmp_path, capsys):
+    copied = shutil.copytree(text / "bert", tmp_path / "bert")
+    state = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(state, copied / "pytorch_model.bin")
+    load(made, text_encoder=copied)
+    torch.save({**state, "code": Runs()}, copied / "pytorch_model.bin")
+    with pytest.raises(BundleError, match=r"pytorch_model.bin was not read: .*a pickle that holds code"):
+        load(made, text_encoder=copied)
+    assert "this ran" not in capsys.readouterr().out
+    (copied / "pytorch_model.bin").unlink()
+    with pytest.raises(BundleError, match="holds no weights that can be read"):
+        load(made, text_encoder=copied)
 
 
 def test_a_text_encoder_of_another_width_is_refused_with_both_numbers(made, text):

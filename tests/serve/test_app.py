@@ -111,11 +111,13 @@ def test_a_link_out_of_a_run_folder_is_not_followed(folder, tmp_path):
     answer = client(place).get("/api/runs/linked/case")
     assert answer.status_code == 409
     assert "leads out" in answer.json()["detail"]
+    assert {client(place).get(f"/runs/linked/{kind}").status_code for kind in ("report", "file")} == {409}
     other = shutil.copytree(folder, tmp_path / "other")
     for name in ("without-left", "total-left"):
         (other / f"{name}.nii.gz").symlink_to(secret)
     with pytest.raises(RunError, match="leads out"):
         Library([other]).variants("other")
+    assert client(other).get("/api/runs/other/case").status_code == 409
 
 
 def test_a_damaged_run_is_named_and_the_others_are_served(folder, tmp_path):
@@ -158,6 +160,8 @@ def test_off_the_loopback_a_token_is_asked_for(folder):
     assert entered.status_code == 303
     assert "HttpOnly" in entered.headers["set-cookie"]
     assert "SameSite=Strict" in entered.headers["set-cookie"]
+    away = asking.get(f"{base}//evil.example/%0d%0aset-cookie:a?token={access.token}")
+    assert away.headers["location"] == "/evil.example/%0D%0Aset-cookie%3Aa"  # here, and one line
     assert asking.get("/api/runs").status_code == 200  # by the cookie
     assert "folder" not in asking.get("/api/runs").json()["runs"][0]
     assert client(folder, access=access, base="http://evil.example:8765").get("/").status_code == 421

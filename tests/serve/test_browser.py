@@ -1,41 +1,25 @@
 """The page in a browser, by its state and its pixels; skipped where Chromium or the server's packages are missing."""
 
 import json
-import shutil
-import socket
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import PATIENCE, Viewer
 from synthetic import explained
 
 from voxplain.io import save_run
 from voxplain.io.nifti import write_volume
 from voxplain.serve import offline
+from voxplain.serve.describing import ranking
+from voxplain.serve.library import Library
 
 pytest.importorskip("fastapi", reason="the viewer's web server is not installed (voxplain[viewer])")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (voxplain[viewer])")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if not CHROMIUM:
-    pytest.skip("no chromium on PATH (apt-get install chromium)", allow_module_level=True)
 
 from voxplain.serve.app import build  # noqa: E402
-from voxplain.serve.guard import Access  # noqa: E402
-from voxplain.serve.library import Library  # noqa: E402
 
 PROMPT = "Large effusion <img src=x onerror=alert(1)> and the left lung"
-USUAL = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SOFTWARE_GL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FRESH = {
     "words": ["effusion"],
     "joined": [],
@@ -57,25 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a machine without G
 
 
 @pytest.fixture(scope="module")
-def launch():
-    """A browser, with WebGL by software or with none."""
-    with playwright.sync_playwright() as made:
-        yield lambda gl: made.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[*USUAL, *(SOFTWARE_GL if gl else ["--disable-gpu", "--disable-3d-apis"])],
-            ignore_default_args=["--disable-gpu"],
-        )
-
-
-@pytest.fixture(scope="module")
-def browser(launch):
-    chromium = launch(gl=True)
-    yield chromium
-    chromium.close()
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(tmp_path_factory, serving):
     place = tmp_path_factory.mktemp("runs")
     explanation = explained((16, 24, 32), text=PROMPT)
     first = save_run(explanation, place / "first")
@@ -84,70 +50,13 @@ def address(tmp_path_factory):
     change[4:8, 4:8, 4:8] = 100
     write_volume(first / "total-left.nii.gz", change, explanation.sample.geometry)
     flat = save_run(explained((24, 32), text="A large <b>nodule</b> on the left", unit="relative"), place / "flat")
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    access = Access(port=listening.getsockname()[1])
-    server = uvicorn.Server(uvicorn.Config(build(Library([first, flat]), access), log_level="error", interface="asgi3"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield access.url
-    server.should_exit = True
-    thread.join(20)
-
-
-class Page:
-    """A page, what went wrong on it, and which addresses it asked for."""
-
-    def __init__(self, browser, url, size=(1000, 620)):
-        self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        self.page.set_default_timeout(300_000)
-        self.wrong, self.asked = [], []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(url)
-        self.page.wait_for_selector("html[data-ready]", state="attached")
-
-    def run(self, code):
-        """The value of an expression, when what it awaits is done; `app` is the page's own."""
-        return self.page.evaluate(f"async () => {{ const app = window.Voxplain.app; return {code}; }}")
-
-    def state(self, name):
-        return self.run(f"app.state.{name}")
-
-    def settled(self):
-        self.run("(await app.refresh(), await new Promise((done) => setTimeout(done, 50)))")
-
-    def press(self, key):
-        self.page.keyboard.press(key)
-        self.settled()
-
-    def click(self, word, **options):
-        self.page.click(f'[data-word="{word}"]', **options)
-        self.settled()
-
-    def colored(self, stage="stage"):
-        """How many pixels of a stage are not gray; read right after painting, while the buffer still holds them."""
-        return self.run(
-            f"""(() => {{
-              const stage = app.{stage};
-              stage.nv.drawScene();
-              const gl = stage.nv.gl;
-              const pixels = new Uint8Array(4 * gl.drawingBufferWidth * gl.drawingBufferHeight);
-              gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
-              let count = 0;
-              for (let n = 0; n < pixels.length; n += 4)
-                count += Math.max(...pixels.subarray(n, n + 3)) - Math.min(...pixels.subarray(n, n + 3)) > 24;
-              return count;
-            }})()"""
-        )
+    with serving(lambda access: build(Library([first, flat]), access)) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def shared(browser, address):
-    return Page(browser, address)
+def shared(chromium, address):
+    return Viewer(chromium, address)
 
 
 @pytest.fixture
@@ -161,7 +70,7 @@ def page(shared):
 
 def test_it_opens_with_a_map_and_asks_nobody_else(page, address):
     assert page.colored() > 200
-    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
+    assert page.elsewhere(address) == []
     assert page.page.locator("#prompt .line").inner_text() == PROMPT
     assert page.page.locator("#prompt img").count() == 0
     assert "synthetic" in page.page.locator("#notice").inner_text()
@@ -227,10 +136,8 @@ def test_attention_and_effect_switch_and_stand_side_by_side(page):
 def test_patient_right_is_on_the_left_of_the_screen(page):
     letters = page.run("app.stage.tiles.map((tile) => tile.ends.flat().join(''))")
     assert letters == ["RLAP", "RLSI", "APSI"]
-    tile = page.run("(({left, top, width, height}) => [left, top, width, height])(app.stage.tiles[0])")
-    x, y = tile[0] + tile[2] * 0.2, tile[1] + tile[3] * 0.2
-    box = page.page.locator("#pane-left canvas.gl").bounding_box()
-    page.page.mouse.click(box["x"] + x, box["y"] + y)
+    left, top, width, height = page.tile()
+    page.page.mouse.click(left + 0.2 * width, top + 0.2 * height)
     page.settled()
     slices, row, column = page.run("app.stage.voxel")
     assert column < 32 / 3  # columns run to the patient's left, rows to posterior
@@ -287,48 +194,54 @@ def test_a_region_ranks_words_and_the_link_holds_the_state(page):
     page.press("r")
     assert page.page.locator("#drawer").is_visible()
     assert "load_run" in page.page.locator("#code").inner_text()
-    page.run("app.askRegion()")
-    left, top, width, height = page.run(
-        "(({left, top, width, height}) => [left, top, width, height])(app.stage.tiles[0])"
-    )
-    box = page.page.locator("#pane-left canvas.gl").bounding_box()
-    corners = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
-    places = [(box["x"] + left + x * width, box["y"] + top + y * height) for x, y in corners]
+    page.page.get_by_role("button", name="Draw a region").click()
+    left, top, width, height = page.tile()
+    places = [(left + x * width, top + y * height) for x, y in [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]]
     page.page.mouse.move(*places[0])
     page.page.mouse.down()
     for place in places[1:]:
         page.page.mouse.move(*place, steps=4)
-    page.page.mouse.up()
+    with page.page.expect_request("**/region?*") as asked:
+        page.page.mouse.up()
     page.page.locator("#ranking h2", has_text="region").wait_for()
-    page.run("app.clearRegion()")
+    shape = (16, 24, 32)
+    inside = np.unpackbits(np.frombuffer(asked.value.post_data_buffer, np.uint8)).reshape(shape).astype(bool)
+    assert inside.any(axis=(1, 2)).sum() == 1  # one axial slice, of which about 0.6 x 0.6 was drawn around
+    assert inside.sum() == pytest.approx(0.36 * 24 * 32, rel=0.15)
+    expected = [entry["word"] for entry in ranking(explained(shape, text=PROMPT), "mean", inside)]
+    assert page.page.locator("#ranking li button").all_inner_texts() == expected
+    page.press("Escape")
+    page.page.locator("#ranking h2", has_text="crosshair").wait_for()
+    assert page.state("words") == ["effusion"]  # it took the region away, and no map
     time.sleep(0.4)
     assert "drawer=true" in page.run("location.hash")
 
 
-def test_a_second_run_in_two_dimensions_opens_on_the_same_page(browser, address):
-    flat = Page(browser, f"{address}#run=flat&top=40")
+def test_a_second_run_in_two_dimensions_opens_on_the_same_page(chromium, address):
+    flat = Viewer(chromium, f"{address}#run=flat&top=40&part=9&layer=none")
     assert flat.state("top") == 40
     assert flat.colored() > 100
     assert flat.run("app.stage.tiles.map((tile) => tile.ends.flat().join(''))") == ["RLSI"]
     assert flat.page.locator("#prompt b").count() == 0
+    assert flat.run("app.recipeNow()") == "mean"  # parts and layers that this run has not
     assert flat.wrong == []
 
 
-def test_the_file_opens_from_the_disk_and_fetches_nothing(browser, tmp_path):
+def test_the_file_opens_from_the_disk_and_fetches_nothing(chromium, tmp_path):
     place = Path(tmp_path / "page.html")
     place.write_text(offline.interactive(explained((16, 24, 32), text=PROMPT), "a run"))
-    page = Page(browser, place.as_uri(), (1280, 720))
+    page = Viewer(chromium, place.as_uri(), (1280, 720))
     assert page.colored() > 200
     page.press("e")
     assert page.state("recipe") == "effect"
-    assert [url for url in page.asked if not url.startswith(("data:", "blob:", "file:"))] == []
+    assert page.elsewhere("file:") == []
     assert page.wrong == []
 
 
 def test_without_webgl_the_static_report_is_shown(launch, address):
     chromium = launch(gl=False)
     page = chromium.new_page()
-    page.set_default_timeout(300_000)
+    page.set_default_timeout(PATIENCE)
     page.goto(address)
     page.wait_for_selector('html[data-ready="static"]', state="attached")
     assert "Voxplain report" in page.frame_locator("#fallback iframe").locator("h1").inner_text()

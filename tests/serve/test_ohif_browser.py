@@ -3,12 +3,9 @@
 Skipped where OHIF, Chromium or a package is missing.
 """
 
-import shutil
-import threading
-import time
-
 import numpy as np
 import pytest
+from browsing import Watched
 from typer.testing import CliRunner
 
 from voxplain import masks
@@ -22,23 +19,9 @@ for package, extra in {"pydicom": "dicom", "highdicom": "dicom", "fastapi": "vie
     pytest.importorskip(package, reason=f"{package} is not installed (voxplain[{extra}])")
 
 from voxplain.serve import ohif, starting  # noqa: E402
-from voxplain.serve.guard import Access  # noqa: E402
 
 PROMPT = "large effusion in the left lung"
 FRACTION = 0.05  # the toy's maps are flat outside of boxes of 6 %, so a larger part would be everything
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-]
-PATIENCE = 300_000  # ms, on a machine without GPU, busy with other tests
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SERIES = "services.displaySetService.getActiveDisplaySets()"
 VIEWPORT = (
@@ -83,24 +66,16 @@ def explanation():
     return explaining.explain(adapter, PROMPT, seed=1, steps=4, recipes=("mean",))
 
 
-class Opened:
-    """OHIF on the run, past what it says to newcomers, and what it asked for elsewhere or complained of."""
+class Opened(Watched):
+    """OHIF on the run, past what it says to newcomers."""
 
-    def __init__(self, page, address):
-        self.page, self.elsewhere, self.wrong = page, [], []
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
-        page.on("request", lambda request: self._asked(request.url, address))
-        page.goto(address)
-        page.wait_for_function(f"window.services && {SERIES}.length === 5")
-        page.wait_for_function(f"{VIEWPORT}?.viewportStatus === 'rendered'")
-        page.get_by_text("Skip all").first.click()
-        page.get_by_text("Confirm and hide").first.click()
-
-    def _asked(self, url, address):
-        if not url.startswith((address, "data:", "blob:")):
-            self.elsewhere.append(url)
+    def __init__(self, chromium, address):
+        super().__init__(chromium, (1000, 700))
+        self.page.goto(address)
+        self.page.wait_for_function(f"window.services && {SERIES}.length === 5")
+        self.page.wait_for_function(f"{VIEWPORT}?.viewportStatus === 'rendered'")
+        self.page.get_by_text("Skip all").first.click()
+        self.page.get_by_text("Confirm and hide").first.click()
 
     def lay_over(self, text):
         """Open a series over the CT, as its user does."""
@@ -120,40 +95,28 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def opened(explanation):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("no chromium on PATH (apt-get install chromium)")
+def address(explanation, serving):
     try:
         dist = ohif.found_dist()
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
-    import uvicorn
+    with (
+        ohif.exported([explanation], FRACTION) as folder,
+        serving(lambda access: ohif.ohif_application(folder, dist, access)) as url,
+    ):
+        yield url
 
-    listening = starting.bound("127.0.0.1", 0)
-    access = Access(port=listening.getsockname()[1])
-    with ohif.exported([explanation], FRACTION) as folder, playwright.sync_playwright() as made:
-        application = ohif.ohif_application(folder, dist, access)
-        server = uvicorn.Server(uvicorn.Config(application, log_level="error", interface="asgi3"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        browser = made.chromium.launch(
-            executable_path=chromium, args=SWITCHES, ignore_default_args=["--disable-gpu"], timeout=PATIENCE
-        )
-        yield Opened(browser.new_page(viewport={"width": 1000, "height": 700}), access.url)
-        browser.close()
-        server.should_exit = True
-        thread.join(20)
+
+@pytest.fixture(scope="module")
+def opened(chromium, address):
+    return Opened(chromium, address)
 
 
 def mask_of(explanation, word):
     return masks.top_fraction(explanation.word(word), FRACTION).resize(explanation.sample.geometry).values
 
 
-def test_every_object_of_a_run_is_recognized_and_nobody_else_is_asked(opened):
+def test_every_object_of_a_run_is_recognized_and_nobody_else_is_asked(opened, address):
     found = opened.page.evaluate(f"{SERIES}.map((one) => [one.Modality, one.SeriesDescription])")
     words = ("large", "effusion", "left")
     assert sorted(map(tuple, found)) == sorted(
@@ -164,7 +127,7 @@ def test_every_object_of_a_run_is_recognized_and_nobody_else_is_asked(opened):
         ]
     )
     assert opened.page.evaluate("crossOriginIsolated")
-    assert opened.elsewhere == [] and opened.wrong == []
+    assert opened.elsewhere(address) == [] and opened.wrong == []
 
 
 def test_a_map_lies_on_the_ct_as_it_does_in_the_run(opened, explanation):
@@ -235,3 +198,21 @@ def test_the_verb_serves_ohif_on_the_runs_and_tells_the_address(served, explanat
     (study,) = studies.json()
     assert home.headers["location"] == f"/viewer?StudyInstanceUIDs={study['0020000D']['Value'][0]}"
     assert sorted(one["00080060"]["Value"][0] for one in series.json()) == ["CT", "OT", "OT", "OT", "SEG"]
+
+
+def test_without_ohif_the_verb_says_how_to_get_it_and_serves_nothing(served, explanation, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = view(save_run(explanation, tmp_path / "run"))
+    assert made.exit_code == 2 and "voxplain ohif install" in made.stderr
+    assert not served
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [(("--ohif", "--allow-generate"), "makes none"), (("--ohif-dist", "."), "add --ohif")],
+    ids=" ".join,
+)
+def test_options_that_would_do_nothing_are_refused(served, tmp_path, options, part):
+    made = CliRunner().invoke(app, ["view", str(tmp_path), "--no-open", *options])
+    assert made.exit_code == 2 and part in made.stderr
+    assert not served

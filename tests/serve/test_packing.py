@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from synthetic import explained
 
+from voxplain import recipes
 from voxplain.geometry import regular
 from voxplain.maps import Heatmap, Sample
 from voxplain.masks import top_fraction
@@ -114,6 +116,38 @@ def test_the_description_is_json_and_says_what_is_not_distinguishable():
     assert list(case["phrases"][0]["recipes"]) == ["mean", "effect"]
 
 
+@pytest.mark.parametrize(
+    ("name", "scaling", "unit", "even"),
+    [
+        ("mean", "raw", "share of attention, a probability", True),
+        ("mean", "words", "share of the attention that all words together have", False),
+        ("mean", "log_ratio", "logarithm of the attention over that of an even spread", False),
+        ("daam", "raw", "attention added up over steps, no probability", False),
+        ("effect", "raw", "change, as a part of the prediction's size", False),
+    ],
+)
+def test_the_legend_says_what_the_values_are(name, scaling, unit, even):
+    made = explained()
+    recipe = replace(recipes.get(name), scaling=scaling)
+    one = replace(made.attributions["mean"], recipe=recipe, controls={})
+    (found,) = describing.describe(replace(made, attributions={name: one}))["recipes"]
+    assert found["unit"] == unit
+    assert (found["uniform"] is not None) == even
+
+
+def test_parts_of_the_steps_and_layers_are_told_apart_from_recipes():
+    made = explained()
+    mean = made.attributions["mean"]
+    parts = {
+        name: replace(mean, provenance={"statistic": name.removeprefix("mean ")})
+        for name in ("mean part 2 of 5", "mean layer up.0.attn2", "mean over seeds")
+    }
+    found = describing.describe(replace(made, attributions={"mean": mean, **parts}))["recipes"]
+    assert [one["part"] for one in found] == [None, {"of": "mean", "number": 2}, None, None]
+    assert [one["layer"] for one in found] == [None, None, {"of": "mean", "name": "up.0.attn2"}, None]
+    assert found[3]["unit"] == "share of attention, a probability; over seeds"
+
+
 def test_the_vendored_script_is_the_pinned_one_and_its_license_ships_with_it():
     static = Path(packing.__file__).parent / "static"
     assert hashlib.sha256((static / "niivue.umd.js").read_bytes()).hexdigest() == NIIVUE
@@ -121,5 +155,5 @@ def test_the_vendored_script_is_the_pinned_one_and_its_license_ships_with_it():
     assert NIIVUE in notice
     assert "Redistributions in binary form must reproduce" in notice
     assert set(page.SCRIPTS) | {page.STYLE, "viewer.html", "icon.svg", "THIRD_PARTY.txt"} == {
-        path.name for path in static.iterdir()
+        path.name for path in static.iterdir() if path.stem != "study"
     }

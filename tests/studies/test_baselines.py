@@ -14,8 +14,9 @@ from voxplain.adapters.toy import ToyAdapter
 from voxplain.geometry import regular
 from voxplain.maps import Mask, Sample
 from voxplain.metrics.controls import center_prior
+from voxplain.models.events import Call
 from voxplain.studies import grounding
-from voxplain.studies.baselines import measure
+from voxplain.studies.baselines import measure, see
 
 TEXT = "left nodule"
 WORDS = 2
@@ -70,7 +71,7 @@ def test_the_gradient_is_that_of_what_the_prediction_owes_to_the_word(adapter):
 
 
 def test_integrated_gradients_are_complete_and_cell_by_cell_what_the_image_adds(adapter):
-    pytest.importorskip("captum")
+    pytest.importorskip("captum", reason="Captum is not installed (voxplain[captum])")
     made = measure(adapter, image(adapter), TEXT, "integrated_gradients", kept=3).attribution
     expected = np.mean([np.abs(owed - empty) / size for _, owed, empty, size in parts(adapter)], axis=0)
     np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-6 * expected.max())
@@ -132,6 +133,32 @@ def test_a_recipe_is_measured_as_ground_reads_it(adapter):
     expected = grounding.ground(adapter, image(adapter), TEXT, "mean", seed=3, steps=4, used=2)
     assert np.array_equal(made.attribution.maps, expected.maps)
     assert made.cost.forward == 2
+
+
+def test_recipes_of_attention_share_one_pass_at_the_full_price_of_each(adapter):
+    sample, names, calls = image(adapter), ("mean", "selected", "daam"), []
+    with adapter.watching(calls.append):
+        seen = see(adapter, sample, TEXT, (*names, "effect"), steps=4, used=3)
+        made = {name: measure(adapter, sample, TEXT, name, seen=seen) for name in names}
+    assert sum(isinstance(call, Call) for call in calls) == 3  # one for each level, whatever the number of recipes
+    made["effect"] = measure(adapter, sample, TEXT, "effect", seen=seen)
+    for name in made:
+        alone = measure(adapter, sample, TEXT, name, steps=4, used=3)
+        np.testing.assert_allclose(made[name].attribution.maps, alone.attribution.maps, atol=1e-6)
+        assert (made[name].cost.forward, made[name].cost.backward) == (alone.cost.forward, 0)
+
+
+def test_asked_spans_are_taken_away_whole_by_every_method_that_takes_text_away(adapter):
+    prompt = adapter.tokenize(TEXT)
+    spans = [prompt.find(TEXT), prompt.find("nodule")]
+    for method, rows in (("effect", 2 * 3), ("occlusion", 2 * (1 + 3 * (2**adapter.geometry.ndim + 1)))):
+        options = {"blocks": 2} if method == "occlusion" else {}
+        made = measure(adapter, image(adapter), TEXT, method, spans=spans, kept=2, **options)
+        assert set(made.attribution.phrases) == set(spans) and made.cost.forward == rows
+        both = made.attribution.word(TEXT).values
+        every = measure(adapter, image(adapter), TEXT, method, kept=2, **options).attribution
+        np.testing.assert_allclose(made.attribution.word("nodule").values, every.word("nodule").values, atol=1e-6)
+        assert both.max() >= every.word("left").values.max() * 0.9
 
 
 def test_controls_know_nothing_of_the_model(adapter):

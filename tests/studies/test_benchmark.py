@@ -12,13 +12,18 @@ from PIL import Image
 from voxplain.adapters import toy
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.datasets.folder import build_folder
+from voxplain.datasets.frames import read_steps
+from voxplain.geometry import regular
 from voxplain.io.nifti import write_volume
 from voxplain.io.run import save_run
-from voxplain.studies import benchmark, benchmark_phantoms, benchmark_words, explaining
+from voxplain.models.placing import placed
+from voxplain.runner import read_rows
+from voxplain.studies import benchmark, benchmark_phantoms, benchmark_words, explaining, grounding
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs
 from voxplain.studies.benchmark_phantoms import Phantoms
-from voxplain.studies.runner import read_rows
+from voxplain.studies.effect import differences
+from voxplain.studies.given import given
 
 GRID = (8, 24)
 TOY = ToyAdapter(GRID)
@@ -226,6 +231,75 @@ def test_several_methods_stand_beside_each_other(folder, tmp_path):
     assert cost["gradient"]["rows backward"] > 0 == cost["mean"]["rows backward"]
 
 
+def test_a_phrase_is_taken_away_as_a_whole_and_other_words_cost_nothing(folder):
+    settings = Settings(methods=("effect", "gradient"), steps=4, used=3, metrics=("auc_roc",))
+    lines = "image,mask,prompt,words\n0.png,0-mask.png,small effusion and left nodule,left nodule\n"
+    (folder / "phrase.csv").write_text(lines)
+    scorer = benchmark.Scorer(lambda: TOY, Records(build_folder(folder, table="phrase.csv")), settings)
+    trial = scorer.source.trial(0, TOY)
+    made, cost = scorer._attributions(0, trial)
+    prompt = TOY.tokenize(trial.text)
+    states = grounding.thinned(grounding.renoise(TOY, trial.sample, steps=4, used=3, seed=0))
+    (expected,) = differences(TOY, prompt, states, [prompt.find("left nodule")])
+    np.testing.assert_allclose(benchmark.read(made["effect"], "words", trial.words).values, expected)
+    assert cost["effect"][:2] == [3 * 2, 0]  # the whole text and the text without the phrase, at three states
+    assert cost["gradient"][:2] == [3 * 3, 3 * 2]
+
+
+def test_states_are_made_once_and_stand_in_every_price(folder, monkeypatch):
+    class Invertible(ToyAdapter):
+        prediction = "sample"
+
+    calls, states_of = [], grounding.states_of
+    monkeypatch.setattr(
+        grounding, "states_of", lambda *given, **options: calls.append(1) or states_of(*given, **options)
+    )
+    settings = Settings(methods=("mean", "effect", "center"), profile="invert", steps=4, used=3, metrics=("auc_roc",))
+    scorer = benchmark.Scorer(lambda: Invertible(GRID), Records(build_folder(folder), split="train"), settings)
+    cost = scorer(0)["cost"]
+    way = 2 * (3 - 1)  # up and down again; the level without noise is the image itself
+    assert len(calls) == 1 and cost["center"][0] == 0
+    assert (cost["mean"][0], cost["effect"][0]) == (way + 3, way + 3 * 2)
+
+
+def test_labels_are_chosen_and_read_by_another_text(folder, tmp_path):
+    films = build_folder(folder)
+    source = Records(films, split="test", labels=("effusion",), texts={"effusion": "nodule"})
+    assert [source.trial(number, TOY).words for _, number in source.cases()][0] == ("nodule",)
+    out = evaluate(source, tmp_path / "out", opener=lambda: TOY, settings=QUICK)
+    made = table(out, "auc_roc")
+    assert list(made) == ["effusion", "mean over findings", "all cases"] and made["effusion"]["n"] == 3
+    assert made["effusion"]["mean"][0] < 0.9  # the toy looks elsewhere for a nodule
+    assert "&#x27;effusion&#x27; is read by the text &#x27;nodule&#x27;" in (out / "report.html").read_text()
+    assert results(out)["source"]["read_as"] == {"effusion": "nodule"} and source.left_out["another label"] == 2
+    with pytest.raises(ValueError, match="shows no mass in the split 'test'; it shows effusion, nodule, pneumothorax"):
+        Records(films, split="test", labels=("mass",)).cases()
+
+
+def test_a_volume_is_turned_to_the_axes_of_the_model_that_reads_it(tmp_path):
+    model, stored = ToyAdapter((4, 8, 12)), regular((24, 16, 8), 5.0, (3.0, 4.0, 5.0))
+    model.geometry = placed((8, 16, 24), (5.0, 5.0, 5.0), "RAS")  # axes grow to the right, to the front, upward
+    left = np.zeros(stored.shape, np.float32)
+    left[:, :, 4:] = 40  # columns grow to the patient's left
+    write_volume(tmp_path / "ct.nii.gz", left, stored)
+    write_volume(tmp_path / "mask.nii.gz", (left > 0).astype(np.uint8), stored, np.uint8)
+    (tmp_path / "metadata.csv").write_text("image,mask,prompt,words\nct.nii.gz,mask.nii.gz,left effusion,effusion\n")
+    trial = Records(build_folder(tmp_path)).trial(0, model)
+    assert trial.sample.geometry.shape == (8, 16, 24)
+    assert (trial.sample.image[0] > 20)[:4].all() and (trial.sample.image[0] < 20)[4:].all()  # right grows: left first
+    assert np.array_equal(trial.truth.values, trial.sample.image[0] > 20)
+    alone = given(tmp_path / "ct.nii.gz", "left effusion", model, mask=tmp_path / "mask.nii.gz")
+    assert np.array_equal(alone.sample.image, trial.sample.image) and alone.frame.target.same_as(trial.truth.geometry)
+    assert np.array_equal(alone.truth.values, trial.truth.values)
+    assert read_steps(json.loads(json.dumps(alone.frame.facts()))["steps"]) == alone.frame.steps
+
+
+def test_a_picture_is_refused_by_a_model_of_volumes(folder, tmp_path):
+    source = Records(build_folder(folder), split="train")
+    with pytest.raises(ValueError, match="is a picture, and .* reads volumes"):
+        evaluate(source, tmp_path / "out", opener=lambda: ToyAdapter((4, 8, 12)), settings=QUICK)
+
+
 # run folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +368,11 @@ def test_phantoms_come_with_region_prior_partner_and_their_own_tags(tmp_path, mo
     assert table(out, "auc_roc")["consolidation"]["region lit"][0] > 0.5
     assert table(out, "auc_roc")["consolidation"]["mean training mask"][0] > 0.5
     assert "parts-of-speech" in [one["name"] for one in results(out)["tables"]]
+    before = (out / "rows.jsonl").read_bytes()
+    more = Phantoms(3, "dev", kinds=("consolidation", "cardiomegaly"))
+    evaluate(more, out, opener=lambda: adapter, settings=QUICK)
+    assert (out / "rows.jsonl").read_bytes().startswith(before)  # a larger count goes on with the same rows
+    assert len(list(read_rows(out / "rows.jsonl"))) == 3
     with pytest.raises(ValueError, match="dev, test or shift"):
         Phantoms(3, "train")
 

@@ -89,6 +89,18 @@ def test_ten_words_cost_at_most_twice_the_generation():
     assert without - generation == 8  # null words by attention
 
 
+def test_each_layer_alone_stands_beside_its_recipe_on_its_own_grid(adapter):
+    recorded = {"steps": 3, "recipes": ("mean", "effect")}
+    plain, apart = (explain(adapter, PROMPT, per_layer=one, **recorded) for one in (False, True))
+    np.testing.assert_allclose(apart.attributions["mean"].maps, plain.attributions["mean"].maps, atol=1e-6)
+    names = [f"mean layer {layer}" for layer in adapter.layers]
+    assert list(apart.attributions) == ["mean", *names, "effect"]
+    for name, layer in zip(names, adapter.layers, strict=True):
+        alone = explain(adapter, PROMPT, layers=[layer], steps=3, recipes=("mean",)).attributions["mean"]
+        np.testing.assert_allclose(apart.attributions[name].maps, alone.maps, atol=1e-6)
+        assert apart.attributions[name].provenance["layers"] == [layer]
+
+
 def test_phrases_are_measured_at_once_or_when_they_are_asked_for(adapter):
     result = explain(adapter, PROMPT, steps=3, phrases=["left effusion"])
     box = adapter.box("left") | adapter.box("effusion")

@@ -9,7 +9,7 @@ from voxplain import recipes
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.geometry import regular
 from voxplain.maps import Attribution, UnmeasuredError
-from voxplain.studies.rules import by_rule
+from voxplain.studies.rules import by_rule, spans
 from voxplain.tokens import PhraseError
 
 GRID = (8, 24)
@@ -86,3 +86,10 @@ def test_bad_rules_missing_words_and_missing_tokens_are_refused():
     full = attribution(" ".join(["left"] * 20))
     with pytest.raises(ValueError, match="no map of \\[padding\\]"):
         by_rule(full, "padding")
+
+
+def test_spans_are_the_rows_of_every_occurrence_each_once():
+    prompt = TOY.tokenize(TEXT)
+    assert spans(prompt, ["left", "LEFT", "left#2", "left pneumothorax"]) == [(1,), (7,), (1, 2, 3)]
+    with pytest.raises(PhraseError, match="none of 'nodule', 'mass' is in the text"):
+        spans(prompt, ["nodule", "mass"])

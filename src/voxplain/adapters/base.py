@@ -1,15 +1,15 @@
 """What every family of models promises to the tools that listen to it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxplain.attention import AttentionCall
 from voxplain.geometry import Geometry
@@ -19,6 +19,7 @@ from voxplain.tokens import TokenizedPrompt
 
 Listener = Callable[[AttentionCall], None]
 Editor = Callable[[AttentionCall], Tensor | None]  # new probabilities [heads, tokens, *grid], None to leave them
+Use = Callable[[AttentionCall], Any]  # a listener or an editor
 Rows = Sequence[tuple[int, str]]  # (sample, branch) of each row of a batch
 
 BUILT_IN = {  # class name of a model -> its adapter
@@ -61,17 +62,30 @@ class Adapter(ABC):
 
     # seams --------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
         """Hand each conditional call of one layer to `listener`; KeyError if there is no such layer."""
+        return self._seam(layer, listener, edit=False)
 
-    @abstractmethod
     def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
         """Replace the attention of one layer by the probabilities that `editor` returns for a conditional call."""
+        return self._seam(layer, editor, edit=True)
+
+    def _seam(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
+        if layer not in self.layers:
+            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+        return self.hooked(layer, use, edit)
+
+    @abstractmethod
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
+        """Hand each conditional call of one of `layers` to `use`; with `edit` the layer attends as it returns."""
 
     @abstractmethod
     def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
         """Hand every `Run`, `Call` (before each run of the denoiser) and `Step` (after each step) to `callback`."""
+
+    @abstractmethod
+    def predicting(self, call: Call) -> AbstractContextManager[None]:
+        """The denoiser runs once inside the block, outside of any generation; its rows are those of `call`."""
 
     def on_run(self, callback: Callable[[Run], None]) -> AbstractContextManager[None]:
         """Call back at the start of each generation, with the prompt of each sample."""
@@ -137,7 +151,6 @@ class Adapter(ABC):
         gone = {prompt.kept[row] for row in rows}
         return context[:, [position for position in range(context.shape[1]) if position not in gone]]
 
-    @abstractmethod
     def predict(
         self,
         latent: Float[Tensor, "batch channels *grid"],
@@ -147,10 +160,25 @@ class Adapter(ABC):
         rows: Rows | None = None,
         step: int = 0,
     ) -> Float[Tensor, "batch channels *grid"]:
-        """What the denoiser predicts, unguided; listeners hear it.
+        """What the denoiser predicts, unguided; listeners hear it. A context of one row serves all rows.
 
         `rows` names the sample and branch of each row, by default sample i on the branch "text".
         """
+        batch = len(latent)
+        named = tuple(rows) if rows is not None else tuple((number, TEXT) for number in range(batch))
+        if len(named) != batch:
+            raise ValueError(f"{len(named)} rows are named, but the batch has {batch}")
+        with self.predicting(Call(named, step, float(timestep))):
+            return self.denoise(latent, float(timestep), context.expand(batch, -1, -1))
+
+    @abstractmethod
+    def denoise(
+        self,
+        latent: Float[Tensor, "batch channels *grid"],
+        timestep: float,
+        context: Float[Tensor, "batch tokens dim"],
+    ) -> Float[Tensor, "batch channels *grid"]:
+        """What the denoiser makes of a latent at one noise level."""
 
     @abstractmethod
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
@@ -205,91 +233,3 @@ def without(prompt: TokenizedPrompt, rows: Sequence[int]) -> str:
     for first, last in filter(None, gone):
         text[first:last] = [""] * (last - first)
     return " ".join("".join(text).split())
-
-
-def announced_rows(rows: Rows | None, batch: int) -> tuple[tuple[int, str], ...]:
-    """The rows of a bare prediction: as given, or sample i on the branch "text"."""
-    named = tuple(rows) if rows is not None else tuple((number, TEXT) for number in range(batch))
-    if len(named) != batch:
-        raise ValueError(f"{len(named)} rows are named, but the batch has {batch}")
-    return named
-
-
-def noting(seen: dict[str, Any]) -> Callable[[Event], None]:
-    """What keeps the call that was announced last as `seen["call"]`, until its step is done."""
-
-    def note(event: Event) -> None:
-        if isinstance(event, Call):
-            seen["call"] = event
-        elif isinstance(event, Step):
-            seen.pop("call", None)
-
-    return note
-
-
-@contextmanager
-def projections(
-    adapter: Adapter,
-    layer: str,
-    block: nn.Module,
-    attention: Any,
-    use: Callable[[AttentionCall], Any],
-    edit: bool,
-    mask: Callable[[dict[str, Any]], Tensor | None] | None = None,
-) -> Iterator[None]:
-    """Hear (or edit) a layer through hooks on its `to_q`, `to_k` and `to_v`; the attention kernel is left alone.
-
-    `attention` has `num_heads`, `scale` and `out_proj`; `block` is the module around it that still sees the grid,
-    as `[batch, channels, *grid]`. Keys, values and heads are laid out as in MONAI: "b h (heads dim)". `mask` reads the
-    bias of the scores, `[batch, heads or 1, queries or 1, tokens]`, from the keyword arguments of the attention.
-    """
-    seen: dict[str, Any] = {}
-    paths = {"query": "to_q", "key": "to_k", **({"value": "to_v"} if edit else {})}
-    parts = {name: attention.get_submodule(path) for name, path in paths.items()}
-    heads, scale = attention.num_heads, attention.scale
-
-    def split(projected: Tensor) -> Float[Tensor, "heads cells dim"]:
-        return projected.detach().reshape(len(projected), heads, -1).transpose(0, 1)
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: seen.__setitem__(name, output)
-
-    def heard(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        same = all(attention.get_submodule(path) is parts[name] for name, path in paths.items())
-        if not same or not {*parts, "grid"} <= seen.keys():
-            raise RuntimeError(
-                f"{layer} ran, but not all of it was heard: its projections were exchanged or compiled while somebody "
-                "listened; load LoRA weights and compile outside of the block"
-            )
-        query, key, call, bias = seen.pop("query"), seen.pop("key"), seen.get("call"), seen.pop("bias", None)
-        if call is None or len(call.rows) != len(query):
-            raise RuntimeError(
-                f"{layer} ran with a batch of {len(query)} that was not announced; run the model through generate or "
-                "the adapter's predict"
-            )
-        edited = None
-        for row, (sample, branch) in enumerate(call.rows):
-            if branch != TEXT:
-                continue
-            moment = sample, call.step, call.timestep
-            scores = split(query[row]), split(key[row]), scale, bias if bias is None else bias[row]
-            new = use(AttentionCall(layer, *moment, seen["grid"], *scores))
-            if edit and new is not None:
-                mixed = new.flatten(2).mT.to(output.dtype) @ split(seen["value"][row])  # [heads, cells, dim]
-                edited = output.clone() if edited is None else edited
-                edited[row] = attention.out_proj(mixed.transpose(0, 1).flatten(1))
-        return edited
-
-    def masked(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
-        seen["bias"] = None if mask is None else mask(named)
-
-    with ExitStack() as hooks:
-        hooks.enter_context(adapter.watching(noting(seen)))
-        grid = block.register_forward_pre_hook(lambda _, inputs: seen.__setitem__("grid", tuple(inputs[0].shape[2:])))
-        hooks.callback(grid.remove)
-        if mask is not None:
-            hooks.callback(attention.register_forward_pre_hook(masked, with_kwargs=True).remove)
-        for name, part in parts.items():
-            hooks.callback(part.register_forward_hook(keep(name)).remove)
-        hooks.callback(attention.register_forward_hook(heard).remove)
-        yield

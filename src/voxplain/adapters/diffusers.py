@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x, 2.x and XL, and the other diffusers pipelines around the same U-Net."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +11,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.adapters.base import LESSON, Editor, Listener, Rows, announced_rows, projections
+from voxplain.adapters.base import LESSON, Use
 from voxplain.adapters.folders import check_width, load_pipeline
-from voxplain.adapters.generation import PipelineAdapter, latent_grid
-from voxplain.adapters.pipelines import PipelineEvents, refuse_compiled
+from voxplain.adapters.generation import PipelineAdapter, Told, latent_grid
+from voxplain.adapters.hooks import projections, refuse_compiled
+from voxplain.adapters.pipelines import PipelineEvents
 from voxplain.adapters.prompts import tokenized
-from voxplain.models.events import NULL, TEXT, Call, Event
+from voxplain.models.events import NULL, TEXT
 from voxplain.tokens import TokenizedPrompt
 
 __all__ = ["DiffusersAdapter", "load_pipeline"]
@@ -24,8 +25,6 @@ __all__ = ["DiffusersAdapter", "load_pipeline"]
 # processors whose scores are softmax(to_q(x) to_k(context)^T scale + mask): what the hooks see is what they attend by
 PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 PAGE = "docs/diffusers.md"
-
-Told = str | TokenizedPrompt | Sequence[str | TokenizedPrompt] | None
 
 
 class DiffusersAdapter(PipelineAdapter):
@@ -55,26 +54,14 @@ class DiffusersAdapter(PipelineAdapter):
         check_width([encoder.config.to_dict() for encoder in encoders if encoder is not None], unet.config)
         self.layers = cross_attention(unet)
         grid = latent_grid(unet.config["sample_size"] or 64, size, pipe.vae_scale_factor)
-        super().__init__(pipe, unet, pipe.vae.config["latent_channels"], grid, None)
-        self._told = [prompt] if isinstance(prompt, str | TokenizedPrompt) else prompt and list(prompt)
+        super().__init__(pipe, unet, pipe.vae.config["latent_channels"], grid, prompt)
         self._negative = negative
-        self._events = PipelineEvents(pipe, unet, self._read, self.image_geometry, NULL if negative else TEXT)
+        self.events = PipelineEvents(pipe, unet, self.prompts, self.image_geometry, NULL if negative else TEXT)
         self._pooled: dict[bytes, Tensor] = {}  # what SD XL reads beside a context, by the context's last position
 
     # seams --------------------------------------------------------------------------------------------------------
 
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._projections(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._projections(layer, editor, edit=True)
-
-    def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
-        return self._events.watching(callback)
-
-    def _projections(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         attention: Any = self.network.get_submodule(layer)
         refuse_unread(layer, attention)
 
@@ -99,31 +86,18 @@ class DiffusersAdapter(PipelineAdapter):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return tokenized(self.pipe, prompt)
 
-    def _read(self, given: Mapping[str, Any], samples: int) -> tuple[TokenizedPrompt, ...]:
-        """One prompt a sample, from the arguments of the pipeline's `encode_prompt`."""
+    def texts(self, given: Mapping[str, Any], samples: int) -> list[str | TokenizedPrompt]:
         name = "negative_prompt" if self._negative else "prompt"
-        texts: Any = given.get(name)
-        second = given.get(f"{name}_2")
-        if second is not None and second != texts:
+        text, second, embeds = (given.get(f"{name}{part}") for part in ("", "_2", "_embeds"))
+        if second is not None and second != text:
             raise NotImplementedError(
                 f"{name}_2 differs from {name}: then every key belongs to two texts and no map to one"
             )
-        if texts is None and given.get(f"{name}_embeds") is not None:
-            if self._told is None:
-                raise ValueError(
-                    f"the pipeline was given {name}_embeds, so nobody knows the words; tell the text by "
-                    f"voxplain.trace(voxplain.as_adapter(pipe, prompt=...))"
-                )
-            texts = self._told
-        elif texts is None:
+        if text is None and embeds is None:
             if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
                 raise ValueError("without a negative_prompt this pipeline guides by zeros, which have no words")
-            texts = ""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts or samples % len(texts):
-            raise ValueError(f"{len(texts)} texts for {samples} samples; give one for all, or one for each prompt")
-        prompts = [text if isinstance(text, TokenizedPrompt) else self.tokenize(text) for text in texts]
-        return tuple(prompt for prompt in prompts for _ in range(samples // len(texts)))
+            text = ""
+        return super().texts({"prompt": text}, samples)
 
     @torch.no_grad()
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
@@ -143,34 +117,40 @@ class DiffusersAdapter(PipelineAdapter):
 
     # the denoiser -------------------------------------------------------------------------------------------------
 
-    def predict(
+    def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        if self.network.config["in_channels"] != latent.shape[1]:
+        if self.network.config["in_channels"] != latent.shape[1] or getattr(self.pipe, "controlnet", None) is not None:
             raise NotImplementedError(
-                f"the U-Net of {self.name} takes {self.network.config['in_channels']} channels, an image beside the "
-                f"latent of {latent.shape[1]}; call the pipeline itself"
+                f"the U-Net of {self.name} reads an image beside the latent of {latent.shape[1]} channels (it takes "
+                f"{self.network.config['in_channels']}, or those of a control network); call the pipeline itself"
             )
-        level = torch.full((len(latent),), float(timestep), device=self.device)
-        scaled = self.scaled(latent.to(self.device), timestep)
-        context = context.to(self.device, self.network.dtype).expand(len(latent), -1, -1)
-        with self._events.predicting(Call(announced_rows(rows, len(latent)), step, float(timestep))):
-            return self.network(
-                scaled.to(self.network.dtype),
-                level,
-                context,
-                added_cond_kwargs=self._added(context, latent),
-                return_dict=False,
-            )[0]
+        dtype, level = self.network.dtype, torch.full((len(latent),), timestep, device=self.device)
+        return self.network(
+            self.scaled(latent.to(self.device), timestep).to(dtype),
+            level,
+            context.to(self.device, dtype),
+            timestep_cond=self._distilled(len(latent)),
+            added_cond_kwargs=self._added(context, latent),
+            return_dict=False,
+        )[0]
+
+    def _distilled(self, batch: int) -> Float[Tensor, "batch dim"] | None:
+        """The guidance scale that consistency models read, the pipeline's usual one; None elsewhere."""
+        width = self.network.config["time_cond_proj_dim"]
+        if width is None:
+            return None
+        scales = torch.full((batch,), self.usual_guidance - 1)
+        return self.pipe.get_guidance_scale_embedding(scales, width).to(self.device, self.network.dtype)
 
     def _added(self, context: Tensor, latent: Tensor) -> dict[str, Tensor]:
-        """What SD XL reads beside the context: the pooled text, and the image's size, uncropped."""
+        """What SD XL reads beside the context: the pooled text, and the image's size, uncropped.
+
+        Its refiner reads the pipeline's usual aesthetic score in place of the target size.
+        """
         if self.network.config["addition_embed_type"] is None:
             return {}
         if self.network.config["addition_embed_type"] != "text_time":
@@ -178,12 +158,13 @@ class DiffusersAdapter(PipelineAdapter):
                 f"addition_embed_type {self.network.config['addition_embed_type']!r} is not known here"
             )
         try:
-            pooled = torch.cat([self._pooled[_last(row[None])] for row in context]).to(context)
+            pooled = torch.cat([self._pooled[_last(row[None])] for row in context]).to(self.device, self.network.dtype)
         except KeyError:
             raise ValueError("SD XL reads a pooled text beside the context; make contexts with encode_prompt") from None
         size = [self.pipe.vae_scale_factor * edge for edge in latent.shape[2:]]
-        numbers = torch.tensor([[*size, 0, 0, *size]], device=context.device, dtype=context.dtype)
-        return {"text_embeds": pooled, "time_ids": numbers.expand(len(context), -1)}
+        refines = getattr(self.pipe.config, "requires_aesthetics_score", False)
+        numbers = [*size, 0, 0, *([self.default("aesthetic_score")] if refines else size)]
+        return {"text_embeds": pooled, "time_ids": torch.tensor([numbers] * len(context)).to(pooled)}
 
     def asked(
         self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None

@@ -1,7 +1,7 @@
 """What diffusion transformers of diffusers share: text keys and image cells of a run, and how it is announced."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import blake2b
 from math import prod
@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.adapters.base import LESSON, Editor, Listener, Rows, announced_rows, without
+from voxplain.adapters.base import LESSON, Use, without
 from voxplain.adapters.generation import PipelineAdapter, Told
+from voxplain.adapters.hooks import refuse_compiled
 from voxplain.adapters.joint import Wiring, joint_products
 from voxplain.adapters.passes import TransformerEvents
-from voxplain.adapters.pipelines import refuse_compiled
-from voxplain.models.events import Call, Event
 from voxplain.segments import beside_image, merged
 from voxplain.tokens import TokenizedPrompt
 
@@ -162,18 +161,7 @@ class TransformerAdapter(PipelineAdapter):
 
     # seams --------------------------------------------------------------------------------------------------------
 
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._products(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._products(layer, editor, edit=True)
-
-    def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
-        return self.events.watching(callback)
-
-    def _products(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         attention: Any = self.network.get_submodule(layer)
 
         def refuse() -> None:
@@ -246,28 +234,24 @@ class TransformerAdapter(PipelineAdapter):
 
     # the denoiser -------------------------------------------------------------------------------------------------
 
-    def predict(
+    def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
         try:
-            known = [self._beside[_mark(row)] for row in context.expand(len(latent), -1, -1)]
+            known = [self._beside[_mark(row)] for row in context]
         except KeyError:
             raise ValueError(
                 f"{self.name} reads more than a context (a pooled text, a mask); make contexts with encode_prompt or "
                 "remove"
             ) from None
         beside = {name: torch.cat([one["read"][name] for one in known]) for name in known[0]["read"]}
-        context = context.to(self.device, self.network.dtype).expand(len(latent), -1, -1)
+        context = context.to(self.device, self.network.dtype)
         scaled = self.scaled(latent.to(self.device), timestep).to(self.network.dtype)
-        call = Call(announced_rows(rows, len(latent)), step, float(timestep))
-        with self.events.predicting(call), self.events.ordered(tuple(one["order"] for one in known)):
-            given = self.arguments(scaled, float(timestep), context, beside)
+        with self.events.ordered(tuple(one["order"] for one in known)):
+            given = self.arguments(scaled, timestep, context, beside)
             made = self.unpacked(self.network(**given, return_dict=False)[0], self.cells(given))
         return made[:, : latent.shape[1]]  # without a learned variance
 
@@ -281,7 +265,8 @@ class TransformerAdapter(PipelineAdapter):
     def prompts(self, given: Mapping[str, Any], samples: int) -> tuple[TokenizedPrompt, ...]:
         """One prompt a sample, from the arguments of the pipeline's `encode_prompt`."""
         given = self.spoken(given)
-        return tuple(self.read(text, given) for text in self.texts(given, samples))
+        texts = (told if isinstance(told, str) else told.text for told in self.texts(given, samples))
+        return tuple(self.read(text, given) for text in texts)
 
 
 def _mark(context: Float[Tensor, "tokens dim"]) -> bytes:

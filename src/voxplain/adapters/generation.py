@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -18,9 +19,11 @@ from voxplain.adapters.base import Adapter
 from voxplain.adapters.pipelines import replaced
 from voxplain.geometry import Geometry, regular
 from voxplain.maps import Sample
-from voxplain.models.events import Run
+from voxplain.models.events import Call, Event, Run
+from voxplain.models.requests import asked_for
+from voxplain.tokens import TokenizedPrompt
 
-Told = str | Sequence[str] | None
+Told = str | TokenizedPrompt | Sequence[str | TokenizedPrompt] | None
 
 
 class PipelineAdapter(Adapter):
@@ -32,6 +35,8 @@ class PipelineAdapter(Adapter):
 
     pipe: Any
     network: Any
+    events: Any
+    """The `PipelineEvents` that hear it."""
 
     def __init__(self, pipe: Any, network: Any, channels: int, grid: tuple[int, ...], prompt: Told) -> None:
         self.pipe, self.network = pipe, network
@@ -39,8 +44,8 @@ class PipelineAdapter(Adapter):
         self.localizing_layers = ()
         self.latent_shape = (channels, *grid)
         self.geometry = self.image_geometry(grid)
-        self._told = [prompt] if isinstance(prompt, str) else prompt and list(prompt)
-        self._schedules: dict[int, Any] = {}
+        self._told = [prompt] if isinstance(prompt, str | TokenizedPrompt) else prompt and list(prompt)
+        self._schedules: dict[int, tuple[Any, Any]] = {}  # the pipeline's scheduler, and one of so many steps
 
     def image_geometry(self, grid: tuple[int, ...]) -> Geometry:
         """Of the image of a latent grid; pixels are taken as millimeters, and the geometry says that nobody knows."""
@@ -61,13 +66,28 @@ class PipelineAdapter(Adapter):
         """The guidance scale of `generate` where nobody gives one."""
         return float(self.default("guidance_scale"))
 
-    def texts(self, given: Mapping[str, Any], samples: int) -> list[str]:
+    # seams --------------------------------------------------------------------------------------------------------
+
+    def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
+        return self.events.watching(callback)
+
+    def predicting(self, call: Call) -> AbstractContextManager[None]:
+        return self.events.predicting(call)
+
+    # text ---------------------------------------------------------------------------------------------------------
+
+    def prompts(self, given: Mapping[str, Any], samples: int) -> tuple[TokenizedPrompt, ...]:
+        """One prompt a sample, from the arguments of the pipeline's `encode_prompt`."""
+        texts = self.texts(given, samples)
+        return tuple(text if isinstance(text, TokenizedPrompt) else self.tokenize(text) for text in texts)
+
+    def texts(self, given: Mapping[str, Any], samples: int) -> list[str | TokenizedPrompt]:
         """The text of each sample, from the arguments of the pipeline's `encode_prompt`."""
         texts: Any = given.get("prompt")
         if texts is None:
             if self._told is None:
                 raise ValueError(
-                    "the pipeline was given prompt_embeds, so nobody knows the words; tell the text by "
+                    "the pipeline was given embeddings for its text, so nobody knows the words; tell the text by "
                     "voxplain.trace(voxplain.as_adapter(pipe, prompt=...))"
                 )
             texts = self._told
@@ -83,11 +103,11 @@ class PipelineAdapter(Adapter):
         scheduler.set_timesteps(steps)
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
-        if steps not in self._schedules:
-            scheduler = copy.deepcopy(self.pipe.scheduler)
-            self.schedule(scheduler, steps)
-            self._schedules[steps] = scheduler
-        return tuple(float(level) for level in self._schedules[steps].timesteps)
+        own, known = self.pipe.scheduler, self._schedules.get(steps)
+        if known is None or known[0] is not own:  # it may have been exchanged
+            known = self._schedules[steps] = own, copy.deepcopy(own)
+            self.schedule(known[1], steps)
+        return tuple(float(level) for level in known[1].timesteps)
 
     def add_noise(self, latent: Tensor, noise: Tensor, timestep: float) -> Tensor:
         scheduler = self.pipe.scheduler
@@ -106,12 +126,18 @@ class PipelineAdapter(Adapter):
 
     def _at(self, timestep: float) -> tuple[Any, Tensor]:
         """A scheduler that stands at a noise level, and the timestep as it writes it."""
-        known = [self.pipe.scheduler, *self._schedules.values()]
+        own = self.pipe.scheduler
+        if hasattr(own, "sigmas_interpol") or hasattr(own, "mid_point_sigma"):
+            raise NotImplementedError(
+                f"{type(own).__name__} evaluates between its noise levels, at some that only its run knows; exchange "
+                "it, say by EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+            )
+        known = [own, *(scheduler for origin, scheduler in self._schedules.values() if origin is own)]
         away = [(one.timesteps.float() - timestep).abs() for one in known]
         near = [number for number, distance in enumerate(away) if float(distance.min()) < 1e-3]
-        if not near and hasattr(known[0], "sigmas"):
+        if not near and hasattr(own, "sigmas"):
             raise ValueError(
-                f"{type(known[0]).__name__} knows the noise levels of its schedule only, and {timestep:g} is none of "
+                f"{type(own).__name__} knows the noise levels of its schedule only, and {timestep:g} is none of "
                 "them; take one of timesteps(steps)"
             )
         scheduler = copy.copy(known[near[0] if near else 0])
@@ -184,15 +210,9 @@ class PipelineAdapter(Adapter):
             raise NotImplementedError(
                 f"{type(self.pipe).__name__} needs more than a prompt; call the pipeline itself inside voxplain.trace"
             )
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or any(not text.strip() for text in texts) or samples < 1:
-            raise ValueError(
-                f"prompt = {prompt!r}, samples = {samples}; give a text to each prompt, and 1 sample or more"
-            )
-        texts = [text for text in texts for _ in range(samples)]
-        seeds = [seed + number for number in range(len(texts))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(texts):
-            raise ValueError(f"{len(seeds)} seeds for {len(texts)} samples; give one seed, or one a sample")
+        most = self.pipe.scheduler.config["num_train_timesteps"]
+        scale = self.usual_guidance if guidance_scale is None else guidance_scale
+        texts, seeds = asked_for(prompt, seed, samples, 1 if steps is None else steps, most, scale)
         runs: list[Run] = []
         with (
             self.on_run(runs.append),
@@ -209,7 +229,7 @@ class PipelineAdapter(Adapter):
             "model": self.name,
             "weights": self.weights_hash,
             "steps": runs[-1].steps,
-            "guidance_scale": self.usual_guidance if guidance_scale is None else guidance_scale,
+            "guidance_scale": scale,
             "negative_prompt": negative_prompt or "",
             "sampler": type(self.pipe.scheduler).__name__,
             "version": __version__,

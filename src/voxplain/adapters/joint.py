@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from voxplain.adapters.base import noting
+from voxplain.adapters.base import Use
+from voxplain.adapters.hooks import noting
 from voxplain.attention import CHUNK, AttentionCall
 from voxplain.models.events import TEXT, Call, Event
 
@@ -59,7 +60,7 @@ def joint_products(
     attention: Any,
     wiring: Wiring,
     refuse: Callable[[], None],
-    use: Callable[[AttentionCall], Any],
+    use: Use,
     edit: bool,
 ) -> Iterator[None]:
     """Hear (or edit) a layer through hooks on its projections and norms; its processor and kernel are left alone.
@@ -138,7 +139,8 @@ def beside(
     """
     size = max(1, CHUNK // (image_key.shape[0] * image_key.shape[1]))
     transposed = image_key.float().mT * scale
-    scores = [(chunk.float() @ transposed).logsumexp(-1) for chunk in query.split(size, 1)]
+    with torch.autocast(query.device.type, enabled=False):
+        scores = [(chunk.float() @ transposed).logsumexp(-1) for chunk in query.split(size, 1)]
     queries = torch.cat([query.float(), torch.cat(scores, 1)[..., None] / scale], -1)
     keys = torch.nn.functional.pad(key.float(), (0, 1, 0, 1))
     keys[:, -1, -1] = 1

@@ -2,9 +2,9 @@
 
 from contextlib import AbstractContextManager
 
-from voxplain.adapters.base import Editor, Listener
+from voxplain.adapters.base import Use
+from voxplain.adapters.hooks import refuse_compiled
 from voxplain.adapters.own import OwnAdapter
-from voxplain.adapters.pipelines import refuse_compiled
 from voxplain.adapters.slices import Parts, sliced_projections
 from voxplain.models.medsyn.blocks import CrossAttention
 from voxplain.models.medsyn.pipeline import MedSyn
@@ -23,18 +23,9 @@ class MedSynAdapter(OwnAdapter):
         layers = tuple(path for path, module in modules if isinstance(module, CrossAttention))
         super().__init__(pipeline, pipeline.name, layers)
 
-    # seams --------------------------------------------------------------------------------------------------------
-
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return sliced_projections(self, layer, self._parts(layer), listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return sliced_projections(self, layer, self._parts(layer), editor, edit=True)
-
-    def _parts(self, layer: str) -> Parts:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         refuse_compiled(self.pipeline.network)
         own = self.pipeline.network.get_submodule(layer)
         assert isinstance(own, CrossAttention)
-        return Parts(own.to_q, own.to_q, own.to_kv, own.to_kv, own.to_out, own.heads, own.scale)
+        parts = Parts(own.to_q, own.to_q, own.to_kv, own.to_kv, own.to_out, own.heads, own.scale)
+        return sliced_projections(self, layer, parts, use, edit)

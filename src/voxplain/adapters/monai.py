@@ -1,13 +1,12 @@
 """Pipelines around MONAI's `DiffusionModelUNet` and `DiffusionModelUNetMaisi`, in two and three dimensions."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from monai.networks.blocks.crossattention import CrossAttentionBlock
 
-from voxplain.adapters.base import Editor, Listener, projections
+from voxplain.adapters.base import Use
+from voxplain.adapters.hooks import projections, refuse_compiled
 from voxplain.adapters.own import OwnAdapter
-from voxplain.adapters.pipelines import refuse_compiled
 from voxplain.models.latent_diffusion import LatentDiffusion
 
 
@@ -31,17 +30,7 @@ class MonaiAdapter(OwnAdapter):
             raise ValueError(f"{self.name}: the denoiser has no cross-attention block called 'attn2'")
         self.localizing_layers = tuple(pipeline.config.get("localizing_layers", ()))
 
-    # seams --------------------------------------------------------------------------------------------------------
-
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._projections(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._projections(layer, editor, edit=True)
-
-    def _projections(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         refuse_compiled(self.pipeline.unet)
         block, _, _ = layer.rpartition(".transformer_blocks.")
         attention = self.pipeline.unet.get_submodule(layer)

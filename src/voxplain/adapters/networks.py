@@ -1,7 +1,6 @@
 """A denoiser of your own: what every adapter needs is here, and what nobody else can know is left to a subclass."""
 
 import operator
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -11,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain import __version__
-from voxplain.adapters.base import Adapter, Editor, Listener, Rows, announced_rows, projections
-from voxplain.adapters.pipelines import refuse_compiled
+from voxplain.adapters.base import Adapter, Use
+from voxplain.adapters.hooks import projections, refuse_compiled
 from voxplain.geometry import Geometry
 from voxplain.maps import Sample
-from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Event, Run
 from voxplain.models.requests import asked_for
 from voxplain.models.schedule import PREDICTIONS, ddim_step, timesteps
 
@@ -63,16 +61,7 @@ class NetworkAdapter(Announcing, Adapter):
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    # what a subclass knows ----------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def denoise(
-        self,
-        latent: Float[Tensor, "batch channels *grid"],
-        timestep: float,
-        context: Float[Tensor, "batch tokens dim"],
-    ) -> Float[Tensor, "batch channels *grid"]:
-        """What the network predicts at one noise level."""
+    # what a subclass may know better ------------------------------------------------------------------------------
 
     def block(self, layer: str) -> nn.Module:
         """The module that still sees the grid: by default the one that holds the layer."""
@@ -84,33 +73,11 @@ class NetworkAdapter(Announcing, Adapter):
     def decode(self, latent: Float[Tensor, "batch dim *grid"]) -> Float[np.ndarray, "batch channels *spatial"]:
         return latent.detach().float().cpu().numpy()
 
-    # seams --------------------------------------------------------------------------------------------------------
-
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._heard(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._heard(layer, editor, edit=True)
-
-    def _heard(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
-        refuse_compiled(self.network)
-        return projections(self, layer, self.block(layer), self.network.get_submodule(layer), use, edit)
-
     # the model ----------------------------------------------------------------------------------------------------
 
-    def predict(
-        self,
-        latent: Float[Tensor, "batch channels *grid"],
-        timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
-    ) -> Float[Tensor, "batch channels *grid"]:
-        self.announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))
-        return self.denoise(latent, float(timestep), context.expand(len(latent), -1, -1))
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
+        refuse_compiled(self.network)
+        return projections(self, layer, self.block(layer), self.network.get_submodule(layer), use, edit)
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
         return timesteps(steps, len(self.alphas))
@@ -138,20 +105,29 @@ class NetworkAdapter(Announcing, Adapter):
         context = torch.cat([self.encode_prompt(one) for one in prompts])  # [samples, tokens, dim]
         null = self.encode_prompt(self.tokenize(negative_prompt or ""))
         noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
-        latent, levels, numbers = torch.stack(noise).to(self.device), self.timesteps(steps), tuple(range(len(texts)))
+        levels = self.timesteps(steps)
+        alphas = [*(self._alpha(level) for level in levels), CLEAN.to(self.device)]
+
+        def guided(latent: Tensor, level: float, step: int) -> Tensor:
+            given, free = ([(number, branch) for number in range(len(texts))] for branch in (TEXT, NULL))
+            conditional = self.predict(latent, level, context, rows=given, step=step)
+            if scale == 1:
+                return conditional
+            return self.predict(latent, level, null, rows=free, step=step).lerp(conditional, scale)
+
+        def move(latent: Tensor, prediction: Tensor, step: int) -> Tensor:
+            return ddim_step(latent, prediction, alphas[step], alphas[step + 1], kind=self.prediction)
+
         self.announce(Run(prompts, self.geometry, steps))
-        for step, level in enumerate(levels):
-            moment = latent, level, context, null, scale, step
-            prediction = self._guided(*moment)
-            following = self._alpha(levels[step + 1]) if step + 1 < steps else CLEAN.to(self.device)
-            ahead = ddim_step(latent, prediction, self._alpha(level), following, kind=self.prediction)
-            if not torch.isfinite(ahead).all():
-                where = f"step {step + 1} of {steps} (timestep {level:g})"
-                explain_nan(self.network, lambda moment=moment: self._guided(*moment), where)
-            self.announce(Step(step, level, latent, prediction, numbers))
-            latent = ahead
-            if progress:
-                progress(step + 1, steps)
+        latent = self.descend(
+            torch.stack(noise).to(self.device),
+            levels,
+            guided,
+            move,
+            network=self.network,
+            encode=lambda: self.encode_prompt(prompts[0]),
+            progress=progress,
+        )
         common = {
             "model": self.name,
             "steps": steps,
@@ -165,14 +141,6 @@ class NetworkAdapter(Announcing, Adapter):
             for image, one, start in zip(self.decode(latent), prompts, seeds, strict=True)
         ]
         return made[0] if isinstance(prompt, str) and samples == 1 else made
-
-    def _guided(self, latent: Tensor, level: float, context: Tensor, null: Tensor, scale: float, step: int) -> Tensor:
-        """The prediction of the text, away from that of the null text; a scale of 1 spares the second pass."""
-        given, free = ([(number, branch) for number in range(len(latent))] for branch in (TEXT, NULL))
-        conditional = self.predict(latent, level, context, rows=given, step=step)
-        if scale == 1:
-            return conditional
-        return self.predict(latent, level, null, rows=free, step=step).lerp(conditional, scale)
 
     def _alpha(self, timestep: float) -> Float[Tensor, ""]:
         """The share of signal variance at a noise level."""

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from voxplain.adapters.base import Adapter, Rows, announced_rows
+from voxplain.adapters.base import Adapter
 from voxplain.maps import Sample
 from voxplain.models.events import Call, Event
 from voxplain.tokens import TokenizedPrompt
 
 
 class OwnAdapter(Adapter):
-    """A pipeline that tokenizes, generates, predicts and announces by itself; a family adds `observe` and `edit`."""
+    """A pipeline that tokenizes, generates, predicts and announces by itself; a family adds `hooked`."""
 
     pipeline: Any
 
@@ -30,6 +30,9 @@ class OwnAdapter(Adapter):
     def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
         return self.pipeline.watching(callback)
 
+    def predicting(self, call: Call) -> AbstractContextManager[None]:
+        return self.pipeline.predicting(call)
+
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return self.pipeline.tokenize(prompt)
 
@@ -42,17 +45,13 @@ class OwnAdapter(Adapter):
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
         return self.pipeline.encode_prompt(prompt)
 
-    def predict(
+    def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        self.pipeline.announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))
-        return self.pipeline.predict(latent, float(timestep), context)
+        return self.pipeline.predict(latent, timestep, context)
 
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
         return self.pipeline.encode_image(image)

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain.adapters.joint import Seats
-from voxplain.adapters.pipelines import OTHER, PipelineEvents, replaced
+from voxplain.adapters.pipelines import OTHER, PipelineEvents, bound, replaced
 from voxplain.models.events import NULL, TEXT, Call
 
 
@@ -101,7 +100,7 @@ class TwoTexts(TransformerEvents):
 
         @wraps(encode)
         def heard(*args: Any, **kwargs: Any) -> Any:
-            given, branch = signature(encode).bind(*args, **kwargs).arguments, NULL if self._encoded else TEXT
+            given, branch = bound(encode, *args, **kwargs), NULL if self._encoded else TEXT
             made = encode(*args, **kwargs)
             self._encoded[branch], _ = self.contexts(given, made)
             if branch == self._heard:
@@ -119,7 +118,7 @@ class TwoTexts(TransformerEvents):
     def _told_apart(self, context: Float[Tensor, "rows tokens dim"]) -> tuple[tuple[int, str], ...]:
         for branch, encoded in self._encoded.items():
             if context is encoded:  # also where the two texts are the same
-                return tuple((sample, TEXT if branch == self._heard else OTHER) for sample in range(len(context)))
+                return tuple((sample, self.called(branch, branch == self._heard)) for sample in range(len(context)))
         return super()._told_apart(context)
 
 

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from voxplain.adapters.hooks import refuse_compiled
 from voxplain.geometry import Geometry
 from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
 from voxplain.tokens import TokenizedPrompt
 
 # the order of the branches in the batches of diffusers pipelines: one pass, two halves, two passes, three-way
 LAYOUTS = ((TEXT,), (NULL, TEXT), (NULL,), (TEXT, NULL), (TEXT, NULL, NULL))
-OTHER = "other"  # the branch of rows that nobody asked to hear
+OTHER = "other"  # the branch of rows that are neither heard nor the null text's
 
 Read = Callable[[Mapping[str, Any], int], tuple[TokenizedPrompt, ...]]  # arguments of encode_prompt, samples -> prompts
 MISSING = object()
@@ -92,6 +93,10 @@ class PipelineEvents(Announcing):
         """`[samples, channels, *grid]`, of what the scheduler steps."""
         return stepped
 
+    def called(self, branch: str, heard: bool) -> str:
+        """The name under which rows of a branch are announced."""
+        return TEXT if heard else NULL if branch == NULL and self._heard == TEXT else OTHER
+
     # what is hung into the pipeline -------------------------------------------------------------------------------
 
     def _attach(self) -> None:
@@ -120,8 +125,7 @@ class PipelineEvents(Announcing):
 
         @wraps(encode)
         def heard(*args: Any, **kwargs: Any) -> Any:
-            given = signature(encode).bind(*args, **kwargs).arguments
-            made = encode(*args, **kwargs)
+            given, made = bound(encode, *args, **kwargs), encode(*args, **kwargs)
             text, null = self.contexts(given, made)
             self._forget()
             self._prompts = self._read(given, len(text))
@@ -180,13 +184,20 @@ class PipelineEvents(Announcing):
                 branch in known and torch.equal(part, known[branch]) for part, branch in zip(parts, layout, strict=True)
             ):
                 first = layout.index(self._heard) if self._heard in layout else None
-                named = [TEXT if place == first else OTHER for place in range(len(layout))]
+                named = [self.called(branch, place == first) for place, branch in enumerate(layout)]
                 return tuple((sample, branch) for branch in named for sample in range(samples))
         raise ValueError(
             f"{type(self._pipe).__name__} gave its U-Net {len(context)} rows for {samples} samples, and they are not "
             "what its encode_prompt returned, so no row can be told from another; pipelines that mix or repeat the "
             "text (perturbed attention, regional prompts) are not read"
         )
+
+
+def bound(call: Callable, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What a function is called with, by name, defaults included."""
+    made = signature(call).bind(*args, **kwargs)
+    made.apply_defaults()
+    return made.arguments
 
 
 @contextmanager
@@ -201,17 +212,3 @@ def replaced(thing: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
             delattr(thing, name)
         else:
             setattr(thing, name, before)
-
-
-def refuse_compiled(unet: nn.Module) -> None:
-    """Raise ValueError if a part of the network was compiled: it runs without the hooks that would hear it."""
-    compiled = [
-        path
-        for path, part in unet.named_modules()
-        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
-    ]
-    if compiled:
-        raise ValueError(
-            f"the denoiser was compiled ({compiled[0] or 'the whole of it'}) and would run without the hooks that hear "
-            "it; trace it uncompiled (its `_orig_mod` is the network before torch.compile)"
-        )

@@ -13,9 +13,24 @@ def tokenized(pipe: Any, prompt: str) -> TokenizedPrompt:
     """The prompt as a diffusers pipeline reads it: padded and cut to the context of its first tokenizer.
 
     The words of a textual inversion of several vectors are that many pieces. Raises NotImplementedError for a
-    tokenizer that does not say where its pieces came from.
+    tokenizer that does not say where its pieces came from, and for two that do not read the same pieces.
     """
-    tokenizer: Any = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    parts = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
+    read = [_read(pipe, tokenizer, prompt) for tokenizer in parts if tokenizer is not None]
+    if any(_apart(read[0], other) for other in read[1:]):
+        raise NotImplementedError(
+            f"the two tokenizers take {prompt!r} apart differently, so keys are made of two words each; load textual "
+            "inversions into both text encoders"
+        )
+    return read[0]
+
+
+def _apart(one: TokenizedPrompt, other: TokenizedPrompt) -> bool:
+    """Whether two readings have other words at a position; the padding of one may be a character of the other."""
+    return one.end != other.end or any(a and b and a != b for a, b in zip(one.spans, other.spans, strict=True))
+
+
+def _read(pipe: Any, tokenizer: Any, prompt: str) -> TokenizedPrompt:
     if not getattr(tokenizer, "is_fast", False):
         raise NotImplementedError(
             f"{type(tokenizer).__name__} does not say which characters a piece came from; load the pipeline with the "

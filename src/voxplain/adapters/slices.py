@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.adapters.base import Adapter, noting
+from voxplain.adapters.base import Adapter, Use
+from voxplain.adapters.hooks import noting
 from voxplain.attention import AttentionCall
 from voxplain.models.events import TEXT
 
@@ -33,9 +34,7 @@ class Parts:
 
 
 @contextmanager
-def sliced_projections(
-    adapter: Adapter, layer: str, parts: Parts, use: Callable[[AttentionCall], Any], edit: bool
-) -> Iterator[None]:
+def sliced_projections(adapter: Adapter, layer: str, parts: Parts, use: Use, edit: bool) -> Iterator[None]:
     """Hear (or edit) a layer through hooks on its projections; the attention kernel is left alone.
 
     All slices of a volume make one call with the grid (slices, rows, columns). An edit replaces what reaches `out`.

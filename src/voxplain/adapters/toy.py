@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from voxplain.adapters.base import Adapter, Editor, Listener, Rows, announced_rows, projections
+from voxplain.adapters.base import Adapter, Use
+from voxplain.adapters.hooks import projections
 from voxplain.geometry import regular
 from voxplain.maps import Sample
-from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Event, Run
+from voxplain.models.requests import asked_for
 from voxplain.tokens import TokenizedPrompt
 
 PIECES = ("left", "right", "small", "large", "effusion", "nodule", "opacity", "severe", "pneumo", "##thorax", "mild")
@@ -136,17 +137,7 @@ class ToyAdapter(Announcing, Adapter):
         """Where a piece of the vocabulary attends and acts, boolean `[*grid]`; "pneumothorax" has two pieces."""
         return self.network.boxes[PIECES.index(piece)].bool().numpy()
 
-    # seams --------------------------------------------------------------------------------------------------------
-
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._projections(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._projections(layer, editor, edit=True)
-
-    def _projections(self, layer: str, use: Callable, edit: bool) -> AbstractContextManager[None]:
-        if layer not in self.layers:
-            raise KeyError(f"toy has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         attention = self.network.get_submodule(layer)
         return projections(self, layer, self.network.get_submodule(layer.removesuffix(".attn2")), attention, use, edit)
 
@@ -180,18 +171,13 @@ class ToyAdapter(Announcing, Adapter):
             context[0, position, -1] = {0: math.log(0.05 / max(padding, 1)), 1: 0.0, 2: -2.0}.get(token, -FAR)
         return context.sum(1, keepdim=True) if self.single_key else context
 
-    def predict(
+    def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        self.announce(Call(announced_rows(rows, len(latent)), step, float(timestep)))
-        self.network.paint.failing = step == self.nan_at
-        return self.network(latent, context.expand(len(latent), -1, -1))
+        return self.network(latent, context)
 
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:
         latent = (torch.tensor(image[None], dtype=torch.float32) - OFFSET) / GAIN
@@ -222,47 +208,41 @@ class ToyAdapter(Announcing, Adapter):
         progress: Callable[[int, int], None] | None = None,
     ) -> Sample | list[Sample]:
         steps, scale = 4 if steps is None else steps, 2.0 if guidance_scale is None else guidance_scale
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or any(not text.strip() for text in texts):
-            raise ValueError("the prompt is empty; say what the image should show")
-        if steps < 1 or scale < 0 or samples < 1:
-            raise ValueError(f"steps = {steps}, guidance_scale = {scale}, samples = {samples}; give >= 1, >= 0, >= 1")
-        texts = [text for text in texts for _ in range(samples)]
-        seeds = [seed + number for number in range(len(texts))] if isinstance(seed, int) else list(seed)
+        texts, seeds = asked_for(prompt, seed, samples, steps, 1000, scale)
         prompts = tuple(self.tokenize(text) for text in texts)
         text = torch.cat([self.encode_prompt(one) for one in prompts])
         null = self.encode_prompt(self.tokenize(negative_prompt or "")).expand_as(text)
         noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
-        latent, numbers, levels = torch.stack(noise), tuple(range(len(texts))), self.timesteps(steps)
+
+        def guided(latent: Tensor, level: float, step: int) -> Tensor:
+            self.network.paint.failing = step == self.nan_at
+            rows, free = ([(number, branch) for number in range(len(latent))] for branch in (TEXT, NULL))
+            if scale == 1:
+                return self.predict(latent, level, text, rows=rows, step=step)
+            if self.guidance == "two_passes":
+                unconditional = self.predict(latent, level, null, rows=free, step=step)
+                conditional = self.predict(latent, level, text, rows=rows, step=step)
+            else:  # the unconditional half first, as many pipelines have it
+                both = torch.cat([latent, latent]), level, torch.cat([null, text])
+                unconditional, conditional = self.predict(*both, rows=free + rows, step=step).chunk(2)
+            return unconditional + scale * (conditional - unconditional)
+
         self.announce(Run(prompts, self.geometry, steps))
-        for step, level in enumerate(levels):
-            prediction = self._guided(latent, level, text, null, scale, step)
-            following = latent + (prediction - latent) / (steps - step)  # the last step lands on the prediction
-            if not torch.isfinite(following).all():
-                again = (latent, level, text, null, scale, step)
-                explain_nan(self.network, lambda moment=again: self._guided(*moment), f"step {step + 1} of {steps}")
-            self.announce(Step(step, level, latent, prediction, numbers))
-            latent = following
-            if progress:
-                progress(step + 1, steps)
+        latent = self.descend(
+            torch.stack(noise),
+            self.timesteps(steps),
+            guided,
+            lambda latent, made, step: latent + (made - latent) / (steps - step),  # the last step lands on what is made
+            network=self.network,
+            encode=lambda: None,
+            progress=progress,
+        )
         common = {"model": self.name, "steps": steps, "guidance_scale": scale, "negative_prompt": negative_prompt or ""}
         made = [
             Sample(image, self.geometry, one, {**common, "prompt": one, "seed": start})
             for image, one, start in zip(self.decode(latent), texts, seeds, strict=True)
         ]
         return made[0] if isinstance(prompt, str) and samples == 1 else made
-
-    def _guided(self, latent: Tensor, level: float, text: Tensor, null: Tensor, scale: float, step: int) -> Tensor:
-        rows, free = ([(number, branch) for number in range(len(latent))] for branch in (TEXT, NULL))
-        if scale == 1:
-            return self.predict(latent, level, text, rows=rows, step=step)
-        if self.guidance == "two_passes":
-            unconditional = self.predict(latent, level, null, rows=free, step=step)
-            conditional = self.predict(latent, level, text, rows=rows, step=step)
-        else:  # the unconditional half first, as many pipelines have it
-            both = torch.cat([latent, latent]), level, torch.cat([null, text])
-            unconditional, conditional = self.predict(*both, rows=free + rows, step=step).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
 
 
 def _box(place: int, grid: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 """Text-to-video pipelines around diffusers' `UNet3DConditionModel`: a volume is read frame by frame."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,15 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from voxplain.adapters.base import Editor, Listener, Rows, announced_rows
+from voxplain.adapters.base import Use
 from voxplain.adapters.diffusers import cross_attention, refuse_unread
 from voxplain.adapters.folders import check_width
 from voxplain.adapters.generation import PipelineAdapter, Told, deep, latent_grid
-from voxplain.adapters.pipelines import PipelineEvents, refuse_compiled
+from voxplain.adapters.hooks import refuse_compiled
+from voxplain.adapters.pipelines import PipelineEvents
 from voxplain.adapters.prompts import tokenized
 from voxplain.adapters.slices import Parts, sliced_projections
-from voxplain.models.events import TEXT, Call, Event
+from voxplain.models.events import TEXT
 from voxplain.tokens import TokenizedPrompt
 
 PAGE = "docs/transformers.md"
@@ -48,23 +49,12 @@ class UNet3DAdapter(PipelineAdapter):
         grid = latent_grid(unet.config["sample_size"] or 32, size, scale)
         shape = (frames or self.default("num_frames"), *grid)
         super().__init__(pipe, unet, unet.config["in_channels"], shape, prompt)
-        self.events = FramedEvents(pipe, unet, self._read, self.image_geometry, TEXT)
+        self.events = FramedEvents(pipe, unet, self.prompts, self.image_geometry, TEXT)
 
     # seams --------------------------------------------------------------------------------------------------------
 
-    def observe(self, layer: str, listener: Listener) -> AbstractContextManager[None]:
-        return self._slices(layer, listener, edit=False)
-
-    def edit(self, layer: str, editor: Editor) -> AbstractContextManager[None]:
-        return self._slices(layer, editor, edit=True)
-
-    def watching(self, callback: Callable[[Event], None]) -> AbstractContextManager[None]:
-        return self.events.watching(callback)
-
     @contextmanager
-    def _slices(self, layer: str, use: Callable, edit: bool) -> Iterator[None]:
-        if layer not in self.layers:
-            raise KeyError(f"{self.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
+    def hooked(self, layer: str, use: Use, edit: bool) -> Iterator[None]:
         attention: Any = self.network.get_submodule(layer)
         refuse_unread(layer, attention)
         block = self.network.get_submodule(layer.rpartition(".transformer_blocks.")[0])
@@ -85,9 +75,6 @@ class UNet3DAdapter(PipelineAdapter):
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         return tokenized(self.pipe, prompt)
 
-    def _read(self, given: Mapping[str, Any], samples: int) -> tuple[TokenizedPrompt, ...]:
-        return tuple(self.tokenize(text) for text in self.texts(given, samples))
-
     @torch.no_grad()
     def encode_prompt(self, prompt: TokenizedPrompt) -> Float[Tensor, "1 tokens dim"]:
         encode = type(self.pipe).encode_prompt
@@ -95,21 +82,15 @@ class UNet3DAdapter(PipelineAdapter):
 
     # the denoiser -------------------------------------------------------------------------------------------------
 
-    def predict(
+    def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
         timestep: float,
-        context: Float[Tensor, "contexts tokens dim"],
-        *,
-        rows: Rows | None = None,
-        step: int = 0,
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        dtype = self.network.dtype
+        dtype, level = self.network.dtype, torch.full((len(latent),), timestep, device=self.device)
         scaled = self.scaled(latent.to(self.device), timestep).to(dtype)
-        level = torch.full((len(latent),), float(timestep), device=self.device)
-        context = context.to(self.device, dtype).expand(len(latent), -1, -1)
-        with self.events.predicting(Call(announced_rows(rows, len(latent)), step, float(timestep))):
-            return self.network(scaled, level, context, return_dict=False)[0]
+        return self.network(scaled, level, context.to(self.device, dtype), return_dict=False)[0]
 
     def asked(
         self, samples: int, steps: int | None, guidance_scale: float | None, negative_prompt: str | None

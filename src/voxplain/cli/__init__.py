@@ -1,6 +1,6 @@
 """The command line: verbs over run folders, thin calls of public functions. Heavy imports happen inside each verb."""
 
-from voxplain.cli import checking, datasets, dicom, evaluating, grounding, making, reading, viewing
+from voxplain.cli import checking, comparing, datasets, dicom, evaluating, grounding, making, reading, studying, viewing
 from voxplain.cli.base import app
 
 
@@ -12,6 +12,7 @@ def main() -> None:
 __all__ = [
     "app",
     "checking",
+    "comparing",
     "datasets",
     "dicom",
     "evaluating",
@@ -19,5 +20,6 @@ __all__ = [
     "main",
     "making",
     "reading",
+    "studying",
     "viewing",
 ]

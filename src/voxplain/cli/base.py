@@ -121,3 +121,10 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 def several(recipes: list[str] | None) -> list[str]:
     """The recipes asked for, by repeated options or with commas; both of ours if none was."""
     return [name for given in recipes or ["mean,effect"] for name in given.replace(",", " ").split()]
+
+
+def named(given: list[str] | None, option: str = "--set") -> dict[str, str]:
+    """What a repeated option NAME=VALUE says."""
+    if wrong := [pair for pair in given or () if "=" not in pair]:
+        raise ValueError(f"{option} {wrong[0]}: give it as NAME=VALUE")
+    return {name: value for name, _, value in (pair.partition("=") for pair in given or ())}

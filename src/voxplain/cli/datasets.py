@@ -1,11 +1,11 @@
 """The verb that builds a table of a data set: dataset."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from voxplain.cli.base import say, verb
+from voxplain.cli.base import named, say, verb
 
 MANY, WHOLE = ("views", "splits", "classes"), ("count", "seed")
 
@@ -24,13 +24,15 @@ def dataset(
     from voxplain.datasets.folder import write_table
     from voxplain.datasets.opening import build
 
-    if wrong := [pair for pair in option or () if "=" not in pair]:
-        raise ValueError(f"--set {wrong[0]}: give it as NAME=VALUE")
-    given = {key: value for key, _, value in (pair.partition("=") for pair in option or ())}
-    options = {
-        key: value.split(",") if key in MANY else int(value) if key in WHOLE else value for key, value in given.items()
-    }
-    made = build(name, root, **options)
+    made = build(name, root, **options_of(option))
     say(f"{write_table(made, out)}: {made.summary()}")
     if made.credentialed:
         say(RULE)
+
+
+def options_of(given: list[str] | None) -> dict[str, Any]:
+    """The options of a data set, each in its type."""
+    return {
+        name: value.split(",") if name in MANY else int(value) if name in WHOLE else value
+        for name, value in named(given).items()
+    }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxplain.cli.base import Device, Dtype, Model, Overwrite, Seed, TextEncoder, TrustCode, progress, say, verb
-from voxplain.cli.datasets import MANY, WHOLE
+from voxplain.cli.base import Device, Dtype, Model, Overwrite, Seed, TextEncoder, TrustCode, named, progress, say, verb
+from voxplain.cli.datasets import options_of
 from voxplain.cli.opening import open_model
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ def evaluate(
     words: Annotated[int, typer.Option(help="Show words that occur more often than this.")] = 25,
     spacy: Annotated[str | None, typer.Option(help="An installed spaCy pipeline for parts of speech.")] = None,
     option: Settings = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only what shows this; again for several.")] = None,
+    read_as: Annotated[
+        list[str] | None, typer.Option("--as", help="LABEL=TEXT: read what shows LABEL by this text.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="serial, or ray.")] = "serial",
     workers: Annotated[int, typer.Option(help="Processes, with ray.")] = 1,
     address: Annotated[str | None, typer.Option(help="A Ray cluster. [default: this machine alone]")] = None,
@@ -55,7 +59,7 @@ def evaluate(
         report("cases")
         from voxplain.studies import benchmark
 
-        source = source_of(data, root, split, count, option or [])
+        source = source_of(data, root, split, count, option or [], label or [], read_as or [])
         reads = data != "runs"
         made = benchmark.evaluate(
             source,
@@ -96,10 +100,11 @@ def sanity(
     with progress() as report:
         opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
         from voxplain.adapters import as_adapter
+        from voxplain.studies import given
         from voxplain.studies import sanity as study
 
         adapter = as_adapter(opened)
-        sample = read_for(adapter, image, text) if image else None
+        sample = given.given(image, text, adapter).sample if image else None
         options: dict[str, Any] = {"text": text, "word": word, "other": other, "sample": sample, "seed": seed}
         made = study.examine(adapter, **options, generation_steps=steps, progress=report)
     rows = [(one.name, one.passed, one.reason) for one in made.verdicts]
@@ -122,35 +127,30 @@ def sanity(
         raise SystemExit(1)
 
 
-def source_of(data: str, root: Path | None, split: str | None, count: int | None, option: list[str]) -> "Source":
+def source_of(
+    data: str,
+    root: Path | None,
+    split: str | None,
+    count: int | None,
+    option: list[str],
+    labels: list[str],
+    texts: list[str],
+) -> "Source":
     """The cases that were asked for."""
     from voxplain.datasets.opening import build
     from voxplain.studies.benchmark_cases import Records, Runs
     from voxplain.studies.benchmark_phantoms import Phantoms
 
-    if wrong := [pair for pair in option if "=" not in pair]:
-        raise ValueError(f"--set {wrong[0]}: give it as NAME=VALUE")
+    if data in ("phantoms", "runs") and (labels or texts or option):
+        raise ValueError(f"{data} take no --set, --label and --as: these choose among the records of a data set")
     if data == "phantoms":
         return Phantoms(PHANTOMS if count is None else count, split or "test")
     if data == "runs":
         if root is None:
             raise ValueError("runs are listed in a CSV file with the columns run, mask and words; give it")
         return Runs(root)
-    pairs = {key: value for key, _, value in (pair.partition("=") for pair in option)}
-    chosen: dict[str, Any] = {
-        key: value.split(",") if key in MANY else int(value) if key in WHOLE else value for key, value in pairs.items()
-    }
-    return Records(build(data, root, **chosen), split, count)
-
-
-def read_for(adapter: Any, image: Path, text: str) -> Any:
-    """The image in the frame of the model."""
-    from voxplain.datasets.base import Record
-    from voxplain.datasets.reading import read
-    from voxplain.studies.benchmark_cases import steps_of, suited
-
-    record = Record(image.name, text, image)
-    return suited(read(record, steps_of(record, adapter.geometry)).sample, adapter)
+    built = build(data, root, **options_of(option))
+    return Records(built, split, count, labels=tuple(labels), texts=named(texts, "--as"))
 
 
 def spelled(name: str, arguments: list[str], options: Mapping[str, Any]) -> str:
@@ -158,7 +158,7 @@ def spelled(name: str, arguments: list[str], options: Mapping[str, Any]) -> str:
     from inspect import signature
 
     usual = {key: one.default for key, one in signature(globals()[name]).parameters.items()}
-    names = {"option": "set"}
+    names = {"option": "set", "read_as": "as"}
     parts = ["voxplain", name, *arguments]
     for key, value in options.items():
         if value == usual.get(key) or value is None:

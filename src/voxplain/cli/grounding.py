@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from voxplain.maps import Heatmap
     from voxplain.studies.given import Given
 
+WIDE = 160  # columns of a table that goes into a file
 RULES = "words, substring, first, all, start, end or padding. [default: words if --word is given, else all]"
 
 
@@ -51,6 +52,9 @@ def ground(
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="The truth, on the image's own grid: score the rule's map.", show_default=False)
+    ] = None,
+    mask_value: Annotated[
+        list[int] | None, typer.Option(help="A value of the mask that counts; again for several. [default: all but 0]")
     ] = None,
     box: Annotated[
         list[str] | None, typer.Option(help="Truth as X,Y,W,H (X,Y,Z,W,H,D) in pixels as stored; again for several.")
@@ -76,7 +80,7 @@ def ground(
         from voxplain.studies import explaining, given
 
         adapter = as_adapter(opened)
-        found = given.given(image, text, adapter, mask=mask, boxes=boxes, size=wanted)
+        found = given.given(image, text, adapter, mask=mask, mask_values=mask_value or (), boxes=boxes, size=wanted)
         asked = rule is not None or bool(words) or found.truth is not None
         chosen = rule or ("words" if words else "all")
         if asked:
@@ -88,7 +92,9 @@ def ground(
         scores = given.scored(maps, found.truth, seed=seed) if found.truth is not None else {}
         facts: dict[str, Any] = {"rule": {"name": chosen, "words": list(words)}} if asked else {}
         if found.truth is not None:
-            origin = {"file": mask.name} if mask is not None else {"boxes": [list(one) for one in boxes]}
+            origin: dict[str, Any] = {"boxes": [list(one) for one in boxes]}
+            if mask is not None:
+                origin = {"file": mask.name, **({"values": list(mask_value)} if mask_value else {})}
             facts |= {"truth": {**origin, "share": found.share}, "scores": scores}
         explanation = replace(explanation, provenance={**explanation.provenance, **facts})
         write(explanation, remembered(model, options), out, overwrite, report)
@@ -127,6 +133,8 @@ def keep(run: Path, maps: Mapping[str, "Heatmap"], found: "Given") -> None:
 
 def show(scores: Mapping[str, Mapping[str, float | str]], found: "Given") -> None:
     """A table of the scores on standard output, and the frame that they are of."""
+    import sys
+
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -139,4 +147,4 @@ def show(scores: Mapping[str, Mapping[str, float | str]], found: "Given") -> Non
         table.add_column(title)
     for name, row in scores.items():
         table.add_row(name, *(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)

@@ -49,6 +49,7 @@ def explain(
         list[str] | None, typer.Option(help='Only layers that fit this pattern, as in "up_blocks.*".')
     ] = None,
     per_step: Annotated[int | None, typer.Option(help="Also a map for each of this many parts of the steps.")] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Also a map of each layer alone.")] = False,
     phrase: Annotated[list[str] | None, typer.Option(help="Measure this span's effect as a whole, too.")] = None,
     text_encoder: TextEncoder = None,
     dtype: Dtype = None,
@@ -73,6 +74,7 @@ def explain(
             recipes=several(recipe),
             layers=layers,
             parts=per_step,
+            per_layer=per_layer,
             phrases=phrase or (),
             seeds=seeds,
             progress=report,

@@ -27,6 +27,10 @@ def view(
     """Explore runs on a page: maps of words on three planes."""
     from voxplain.serve import starting
 
+    if ohif_dist and not ohif:
+        raise ValueError("--ohif-dist is a build of OHIF; add --ohif to show the runs in it")
+    if ohif and allow_generate:
+        raise ValueError("--ohif shows runs and makes none; leave out --allow-generate, or --ohif")
     starting.needed()
     from voxplain.serve.app import build
     from voxplain.serve.guard import Access

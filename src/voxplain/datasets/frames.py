@@ -112,18 +112,34 @@ class Pad(Step):
 
 @dataclass(frozen=True, slots=True)
 class Grid(Step):
-    """A grid of this shape and spacing (mm, slowest axis first) along LPS, around the image's own center."""
+    """A grid of this shape and spacing (mm, slowest axis first) around the image's own center.
+
+    `axes` are the directions of its axes in the world, as rows of a matrix one after the other (slowest axis first,
+    x, y, z of each); () stands for slices to superior, rows to posterior, columns to the left.
+    """
 
     shape: Shape
     spacing: tuple[float, ...]
+    axes: tuple[float, ...] = ()
 
     def on(self, geometry: Geometry) -> Geometry:
         if not geometry.spacing_known:
             raise ValueError(f"{self}: the image does not say how large its voxels are; set it in the file's header")
         shape = _fits(self.shape, geometry, self)
-        center = geometry.world((np.array([geometry.shape], float) - 1) / 2)[0]
-        half = (np.array(shape[::-1]) - 1) / 2 * np.array(self.spacing[::-1])  # world order
-        return regular(shape, self.spacing, (center - half).tolist())
+        affine = regular(shape, self.spacing).affine.copy()
+        if self.axes:
+            affine[:-1, :-1] = np.reshape(self.axes, (len(shape), len(shape))).T * np.array(self.spacing)
+        middle, center = ((np.array(size, float) - 1) / 2 for size in (shape, geometry.shape))
+        affine[:-1, -1] = geometry.world(center[None])[0] - affine[:-1, :-1] @ middle
+        return Geometry(shape, affine)
+
+
+def grid_like(geometry: Geometry) -> Grid:
+    """The step that brings a volume to the shape, the spacing and the axes of a model's grid."""
+    directions = geometry.affine[:-1, :-1] / geometry.spacing
+    usual = np.eye(geometry.ndim)[::-1]
+    axes = () if np.allclose(directions, usual) else tuple(directions.T.ravel().tolist())
+    return Grid(geometry.shape, geometry.spacing, axes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

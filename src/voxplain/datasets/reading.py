@@ -1,7 +1,7 @@
 """A record in, its image and its truth in one recorded frame out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,8 +39,8 @@ class Framed:
     share: float = 1.0
 
 
-def read(record: Record, steps: Sequence[Step] = DEFAULT) -> Framed:
-    """The record's image and truth, through the same steps.
+def read(record: Record, steps: Sequence[Step] | Callable[[Geometry], Sequence[Step]] = DEFAULT) -> Framed:
+    """The record's image and truth, through the same steps; a function tells them by where the stored cells lie.
 
     Pictures (PNG, JPEG, TIFF by pillow) become gray or RGB channels from 0 to 1, exactly as the pixels are stored (a
     rotation noted in EXIF is not applied, since annotations count stored pixels); volumes are NIfTI.
@@ -58,7 +58,7 @@ def read(record: Record, steps: Sequence[Step] = DEFAULT) -> Framed:
             f"record {record.id!r}: its annotation is for an image of {said} (x first), but the file holds {found}; "
             "was it resized? Boxes fit the original only"
         )
-    framed = frame_of(geometry, steps)
+    framed = frame_of(geometry, steps(geometry) if callable(steps) else steps)
     provenance = {"record": record.id, "frame": framed.facts()}
     sample = Sample(framed.image(image), framed.target, record.prompt, provenance, record.unit or unit)
     if record.truth is None:

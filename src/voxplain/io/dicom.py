@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 
 from voxplain import masks
 from voxplain.geometry import Geometry
 from voxplain.io.dicom_objects import Study, ct_series, needed, parametric_map, segmentation
 from voxplain.io.folders import new_folder, safe_name, write_file
-from voxplain.io.nifti import SPREAD
 from voxplain.maps import CAVEAT, Explanation, Heatmap, UnmeasuredError
+from voxplain.view.words import main_recipes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -40,6 +40,33 @@ class Named:
     sure: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Where the objects of one export go, over which slices they lie, and what of each map they hold."""
+
+    folder: Path
+    study: Study
+    slices: "Sequence[Dataset]"
+    fraction: float
+    raw: bool
+    with_prompt: bool
+
+    def label(self, one: Named) -> str:
+        """What the objects call a word."""
+        return one.word if self.with_prompt else f"word {one.number}"
+
+    def mask(self, heatmap: Heatmap) -> Bool[np.ndarray, "slices rows columns"]:
+        """The top part of a map, on the grid of the slices."""
+        return masks.top_fraction(heatmap, self.fraction).resize(self.study.geometry).values
+
+    def save(self, made: "Dataset", path: str) -> str:
+        """Write an object below the folder; its path there comes back."""
+        place = self.folder / path
+        place.parent.mkdir(exist_ok=True)
+        made.save_as(place, enforce_file_format=True)
+        return path
+
+
 def export(
     explanation: Explanation,
     out: str | os.PathLike,
@@ -54,8 +81,9 @@ def export(
 
     A mask is the top `fraction` of a word's map on the map's own grid; the map beside it is 0 outside of that mask,
     since viewers paint all that is not. `raw` adds each whole map. A word that is not distinguishable gets no mask and
-    only a raw map, nor does a phrase that a recipe did not measure, and spreads over seeds are left out. Words are
-    numbered in the objects, and `export.json` names them; `with_prompt` writes words and prompt into the objects, too.
+    only a raw map, nor does a phrase that a recipe did not measure. Statistics over seeds, which are of other images,
+    parts of the steps and single layers are left out. Words are numbered in the objects, and `export.json` names them;
+    `with_prompt` writes words and prompt into the objects, too.
 
     Raises ValueError for a run that is no volume in HU with known spacing, ImportError without the extra `dicom`.
     """
@@ -64,22 +92,21 @@ def export(
     study = Study(
         _content(explanation),
         geometry,
-        synthetic=None if {"readout", "shown_on"} & explanation.provenance.keys() else True,
+        synthetic=not {"readout", "shown_on"} & explanation.provenance.keys(),
         made=datetime.now(),
         comment=f"Prompt: {explanation.prompt.text}" if with_prompt else "",
     )
     with new_folder(out, overwrite=overwrite, marker="export.json") as folder:
-        slices = []
+        target = Target(folder, study, slices := [], fraction, raw, with_prompt)
         for one in ct_series(image, study):
-            _save(one, folder / "ct" / f"{one.InstanceNumber:04d}.dcm")
+            target.save(one, f"ct/{one.InstanceNumber:04d}.dcm")
             del one.PixelData  # the objects over the slices need their headers alone
             slices.append(one)
         entries = []
-        for place, recipe in enumerate(_recipes(explanation)):
+        for place, recipe in enumerate(main_recipes(explanation)):
             found = list(_named(explanation, recipe, words))
-            segments = _masks(folder, found, fraction, slices, study, recipe, SEG_SERIES + place, with_prompt)
-            start = MAP_SERIES + 2 * len(found) * place
-            for entry in _maps(folder, found, fraction, slices, study, recipe, start, raw, with_prompt):
+            segments = _masks(target, found, recipe, SEG_SERIES + place)
+            for entry in _maps(target, found, recipe, MAP_SERIES + 2 * len(found) * place):
                 entries.append({**entry, **segments.get(entry["number"], {"mask": None, "segment": None})})
         sidecar = {
             "prompt": explanation.prompt.text,
@@ -99,7 +126,10 @@ def axial(explanation: Explanation) -> tuple[Float[np.ndarray, "slices rows colu
     """
     sample, geometry = explanation.sample, explanation.sample.geometry
     if geometry.ndim != 3 or len(sample.image) != 1:
-        raise ValueError(f"DICOM is written for volumes, and this image is {sample.image.shape}; export it by --nifti")
+        raise ValueError(
+            f"DICOM is written as CT slices, which an image of {sample.image.shape} is not; export it by --nifti, "
+            "or draw it by `voxplain overlay`"
+        )
     if sample.unit != "HU":
         raise ValueError(f"a CT series is in HU, and this image is in {sample.unit!r}; export it by --nifti")
     if not geometry.spacing_known:
@@ -118,65 +148,36 @@ def axial(explanation: Explanation) -> tuple[Float[np.ndarray, "slices rows colu
     return np.ascontiguousarray(image), Geometry(image.shape, affine)
 
 
-def _masks(
-    folder: Path,
-    found: Sequence[Named],
-    fraction: float,
-    slices: "Sequence[Dataset]",
-    study: Study,
-    recipe: str,
-    series: int,
-    with_prompt: bool,
-) -> dict[int, dict]:
+def _masks(target: Target, found: Sequence[Named], recipe: str, series: int) -> dict[int, dict]:
     """Write the masks of a recipe; for the number of each word that has one, where it is."""
-    kept, made = [], []
-    for one in found:
-        if one.heatmap is not None and one.sure:
-            mask = masks.top_fraction(one.heatmap, fraction).resize(study.geometry).values
-            if mask.any():
-                kept.append(one)
-                made.append(mask)
-    if not kept:
+    made = {one: target.mask(one.heatmap) for one in found if one.heatmap is not None and one.sure}
+    made = {one: mask for one, mask in made.items() if mask.any()}
+    if not made:
         return {}
-    path = f"seg/{safe_name(recipe)}.dcm"
-    labels, numbers = [_label(one, with_prompt) for one in kept], [one.number for one in kept]
-    _save(segmentation(np.stack(made), labels, numbers, slices, study, recipe, series), folder / path)
+    labels, numbers = [target.label(one) for one in made], [one.number for one in made]
+    whole = segmentation(np.stack(list(made.values())), labels, numbers, target.slices, target.study, recipe, series)
+    path = target.save(whole, f"seg/{safe_name(recipe)}.dcm")
     return {number: {"mask": path, "segment": segment} for segment, number in enumerate(numbers, start=1)}
 
 
-def _maps(
-    folder: Path,
-    found: Sequence[Named],
-    fraction: float,
-    slices: "Sequence[Dataset]",
-    study: Study,
-    recipe: str,
-    series: int,
-    raw: bool,
-    with_prompt: bool,
-) -> Iterator[dict]:
+def _maps(target: Target, found: Sequence[Named], recipe: str, series: int) -> Iterator[dict]:
     """Write the maps of a recipe; an entry of the sidecar for each word."""
     for place, one in enumerate(found):
         entry = {"word": one.word, "number": one.number, "recipe": recipe, "map": None, "raw": None}
         if one.heatmap is None:
             yield {**entry, "note": "not measured"}
             continue
-        values = one.heatmap.resize(study.geometry).values
-        shown = np.where(masks.top_fraction(one.heatmap, fraction).resize(study.geometry).values, values, 0)
-        wanted = {"map": shown if one.sure and shown.any() else None, "raw": values if raw else None}
+        values = one.heatmap.resize(target.study.geometry).values
+        shown = np.where(target.mask(one.heatmap), values, 0)
+        wanted = {"map": shown if one.sure and shown.any() else None, "raw": values if target.raw else None}
         for offset, (kind, array) in enumerate(wanted.items()):
             if array is not None:
-                path = f"map/{safe_name(recipe)}-{one.number:02d}{'' if kind == 'map' else '-raw'}.dcm"
-                label = _label(one, with_prompt) + ("" if kind == "map" else ", raw")
-                made = parametric_map(array, label, slices, study, recipe, series + 2 * place + offset)
-                _save(made, folder / path)
-                entry[kind] = path
+                label = target.label(one) + ("" if kind == "map" else ", raw")
+                number = series + 2 * place + offset
+                made = parametric_map(array, label, target.slices, target.study, recipe, number)
+                name = f"{safe_name(recipe)}-{one.number:02d}{'' if kind == 'map' else '-raw'}"
+                entry[kind] = target.save(made, f"map/{name}.dcm")
         yield {**entry, "distinguishable": one.sure, "maximum": float(values.max())}
-
-
-def _recipes(explanation: Explanation) -> list[str]:
-    every = explanation.attributions.items()
-    return [name for name, attribution in every if attribution.provenance.get("statistic") != SPREAD]
 
 
 def _named(explanation: Explanation, recipe: str, words: Sequence[str] | None) -> Iterator[Named]:
@@ -189,16 +190,7 @@ def _named(explanation: Explanation, recipe: str, words: Sequence[str] | None) -
         yield Named(word, number, heatmap, explanation.sure(word, recipe))
 
 
-def _label(one: Named, with_prompt: bool) -> str:
-    return one.word if with_prompt else f"word {one.number}"
-
-
 def _content(explanation: Explanation) -> str:
     """What names the run: its image and where it is. Nothing of the prompt."""
     image, geometry = explanation.sample.image, explanation.sample.geometry
     return hashlib.sha256(image.tobytes() + geometry.affine.tobytes()).hexdigest()
-
-
-def _save(made: "Dataset", path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    made.save_as(path, enforce_file_format=True)

@@ -33,12 +33,12 @@ INT16 = np.iinfo(np.int16)
 class Study:
     """What all objects of one export share; `key` names the run's content, `comment` is what may be told of it.
 
-    `synthetic` says that a model made the image; None that nobody here knows.
+    `synthetic` says that a model made the image; False that nobody here knows.
     """
 
     key: str
     geometry: Geometry
-    synthetic: bool | None
+    synthetic: bool
     made: datetime
     comment: str = ""
 
@@ -210,8 +210,8 @@ def _common(study: Study) -> "Dataset":
 
     made = Dataset()
     made.file_meta = FileMetaDataset()
-    known = {True: "SYNTHETIC", None: "UNKNOWN", False: "UNKNOWN"}[study.synthetic]
-    made.PatientName, made.PatientID = f"{known}^{MAKER.upper()}", f"{MAKER.upper()}-{study.key[:12]}"
+    patient = "SYNTHETIC" if study.synthetic else "UNKNOWN"
+    made.PatientName, made.PatientID = f"{patient}^{MAKER.upper()}", f"{MAKER.upper()}-{study.key[:12]}"
     made.PatientBirthDate = made.PatientSex = made.AccessionNumber = made.ReferringPhysicianName = ""
     made.StudyInstanceUID, made.StudyID = uid(study.key, "study"), "1"
     made.StudyDescription = study.title("image from text" if study.synthetic else "words on an image")

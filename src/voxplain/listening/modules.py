@@ -6,9 +6,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from voxplain.adapters.hooks import refuse_compiled
 from voxplain.geometry import Geometry
 from voxplain.listening.recording import LAYOUTS, SAY, Grids, Layout, ModuleTrace, around
 from voxplain.listening.scores import Projection, Reading, heard
@@ -74,7 +74,7 @@ def trace_modules(
         raise ValueError(f"steps = {steps}; give 1 or more")
     if bins is not None and not 1 <= bins <= (steps or 0):
         raise ValueError(f"bins = {bins} of steps = {steps}; announce the steps, and give 1 bin up to one a step")
-    _refuse_compiled(net)
+    refuse_compiled(net)
     tracer = ModuleTrace(
         net,
         _fitting(net, [pattern] if isinstance(pattern, str) else list(pattern)),
@@ -126,16 +126,6 @@ def _looks(net: nn.Module, path: str, kind: str) -> bool:
     return (
         kind.lower().endswith(("attention", "attn")) or {"to_q", "to_k"} <= children or {"q_proj", "k_proj"} <= children
     )
-
-
-def _refuse_compiled(net: nn.Module) -> None:
-    for path, part in net.named_modules():
-        compiled = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
-        if compiled or isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{path or type(net).__name__} was compiled and would run without the hooks that hear it; trace the "
-                "network uncompiled"
-            )
 
 
 def _prompts(tokens: Any) -> tuple[TokenizedPrompt, ...]:

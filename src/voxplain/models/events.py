@@ -1,12 +1,16 @@
 """What a pipeline announces while it generates, to whoever watches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from voxplain.geometry import Geometry
+from voxplain.models.diagnosis import explain_nan
 from voxplain.tokens import TokenizedPrompt
 
 TEXT, NULL = "text", "null"  # the branches of classifier-free guidance
@@ -62,3 +66,40 @@ class Announcing:
         """Tell all who are watching."""
         for watcher in tuple(self._watchers):
             watcher(event)
+
+    @contextmanager
+    def predicting(self, call: Call) -> Iterator[None]:
+        """The denoiser runs once inside the block, outside of any generation; its rows are those of `call`."""
+        self.announce(call)
+        yield
+
+    def descend(
+        self,
+        latent: Float[Tensor, "samples channels *grid"],
+        levels: Sequence[float],
+        predict: Callable[[Tensor, float, int], Tensor],
+        move: Callable[[Tensor, Tensor, int], Tensor],
+        *,
+        network: nn.Module,
+        encode: Callable[[], Any],
+        progress: Callable[[int, int], None] | None,
+    ) -> Float[Tensor, "samples channels *grid"]:
+        """The latent behind the last of the noise levels; each `Step` is announced, each `Call` is `predict`'s to say.
+
+        `predict(latent, level, step)` is the guided prediction, `move(latent, prediction, step)` where it leads, and
+        `progress(done, steps)` follows. Raises FloatingPointError for a value that is not finite, naming the step and
+        the first module of `network` that made one; `encode` runs the text encoder again for that.
+        """
+        numbers = tuple(range(len(latent)))
+        for step, level in enumerate(levels):
+            prediction = predict(latent, level, step)
+            following = move(latent, prediction, step)
+            if not (torch.isfinite(prediction).all() and torch.isfinite(following).all()):
+                again = latent, level, step
+                where = f"step {step + 1} of {len(levels)} (timestep {level:g})"
+                explain_nan(network, lambda again=again: (encode(), predict(*again)), where)
+            self.announce(Step(step, level, latent, prediction, numbers))
+            latent = following
+            if progress:
+                progress(step + 1, len(levels))
+        return latent

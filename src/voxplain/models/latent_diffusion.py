@@ -14,7 +14,7 @@ from voxplain import __version__
 from voxplain.geometry import Geometry
 from voxplain.maps import Sample
 from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run
 from voxplain.models.placing import placed
 from voxplain.models.requests import asked_for
 from voxplain.models.schedule import PREDICTIONS, alpha_bars, ddim_step, timesteps
@@ -252,32 +252,35 @@ class LatentDiffusion(Announcing, nn.Module):
         negative: str,
         progress: Callable[[int, int], None] | None,
     ) -> Float[Tensor, "samples channels *grid"]:
-        shape, guided, numbers = self.latent_shape, scale != 1, tuple(range(len(prompts)))
-        rows = tuple((number, branch) for branch in (TEXT, NULL)[: 1 + guided] for number in numbers)
+        shape, guides = self.latent_shape, scale != 1
+        rows = tuple((number, branch) for branch in (TEXT, NULL)[: 1 + guides] for number in range(len(prompts)))
         encoded = {one.text: self.encode_prompt(one) for one in prompts}
         contexts = [encoded[one.text] for one in prompts]
-        contexts += [self.encode_prompt(self.tokenize(negative))] * len(prompts) * guided
+        contexts += [self.encode_prompt(self.tokenize(negative))] * len(prompts) * guides
         context = torch.cat(contexts)  # [rows, tokens, dim]
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latent = torch.stack(noise).to(self.device)  # [samples, channels, *grid]
 
-        def guide(latent: Tensor, level: float) -> Tensor:
-            raw = self.predict(latent.repeat(1 + guided, *(1 for _ in shape)), level, context)
-            return raw[len(prompts) :].lerp(raw[: len(prompts)], scale) if guided else raw
-
         levels, settings = self.timesteps(steps), {"kind": self.config["prediction"], "clip": self.config.get("clip")}
-        for step, (level, following) in enumerate(zip(levels, (*levels[1:], -1.0), strict=True)):
+
+        def guided(latent: Tensor, level: float, step: int) -> Tensor:
             self.announce(Call(rows, step, level))
-            prediction = guide(latent, level)
-            before = latent
-            latent = ddim_step(before, prediction, self.alpha_bar(level), self.alpha_bar(following), **settings)
-            if not torch.isfinite(latent).all():
-                where = f"step {step + 1} of {steps} (timestep {level:g})"
-                explain_nan(self, lambda z=before, t=level: (self.encode_prompt(prompts[0]), guide(z, t)), where)
-            self.announce(Step(step, level, before, prediction, numbers))
-            if progress:
-                progress(step + 1, steps)
-        return latent
+            raw = self.predict(latent.repeat(1 + guides, *(1 for _ in shape)), level, context)
+            return raw[len(prompts) :].lerp(raw[: len(prompts)], scale) if guides else raw
+
+        def move(latent: Tensor, prediction: Tensor, step: int) -> Tensor:
+            following = (*levels, -1.0)[step + 1]
+            return ddim_step(latent, prediction, self.alpha_bar(levels[step]), self.alpha_bar(following), **settings)
+
+        return self.descend(
+            latent,
+            levels,
+            guided,
+            move,
+            network=self,
+            encode=lambda: self.encode_prompt(prompts[0]),
+            progress=progress,
+        )
 
     def _origin(self, prompt: TokenizedPrompt, seed: int) -> dict[str, Any]:
         unknown = self.unknown_words(prompt.text)

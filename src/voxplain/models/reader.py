@@ -1,6 +1,7 @@
 """A small convolutional reader: an image in, per-voxel logits of findings and anatomy out; it never sees a prompt."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 PATCH = 4  # the blocks run on a grid this much coarser than the image
 CELL = 2  # the logits are for cells of this many voxels a side
+SHIPPED = Path(__file__).parent / "judge"  # weights of the reader that comes with the package
 
 
 class Reader(nn.Module):

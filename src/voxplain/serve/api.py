@@ -16,20 +16,24 @@ from voxplain.serve.packing import map_file, sample_file
 MOST = 512  # voxels along an axis that a browser is ever sent
 
 
+def loaded(library: Library, run: str) -> Explanation:
+    """The run, or the answer that says why there is none."""
+    from fastapi import HTTPException
+
+    if run not in library.ids:
+        raise HTTPException(404, "there is no such run; it may have been removed")
+    try:
+        return library.load(run)
+    except (RunError, OSError) as error:
+        raise HTTPException(409, str(error)) from error
+
+
 def api_router(library: Library, jobs: Jobs | None = None, *, paths: bool = False) -> Any:
     """A FastAPI router with /api/...; without `jobs` no route changes anything. `paths` tells where runs lie."""
     from fastapi import APIRouter, HTTPException, Query, Request
     from fastapi.responses import Response, StreamingResponse
 
     router = APIRouter(prefix="/api")
-
-    def loaded(run: str) -> Explanation:
-        if run not in library.ids:
-            raise HTTPException(404, "there is no such run; it may have been removed")
-        try:
-            return library.load(run)
-        except (RunError, OSError) as error:
-            raise HTTPException(409, str(error)) from error
 
     def volume(content: bytes, factor: int = 1) -> Response:
         return Response(content, media_type="application/gzip", headers={"x-coarser": str(factor)})
@@ -47,24 +51,28 @@ def api_router(library: Library, jobs: Jobs | None = None, *, paths: bool = Fals
 
     @router.get("/runs/{run}/case")
     def case(run: str) -> dict[str, Any]:
-        made = [{"kind": one.kind, "word": one.word} for one in (loaded(run), library.variants(run))[1]]
-        return {"id": run, **describe(loaded(run)), "variants": made}
+        described = describe(loaded(library, run))
+        try:
+            made = [{"kind": one.kind, "word": one.word} for one in library.variants(run)]
+        except RunError as error:
+            raise HTTPException(409, str(error)) from error
+        return {"id": run, **described, "variants": made}
 
     @router.get("/runs/{run}/sample.nii.gz")
     def sample(run: str, limit: int = Query(MOST, ge=16, le=MOST)) -> Response:
-        return volume(*sample_file(loaded(run).sample, limit))
+        return volume(*sample_file(loaded(library, run).sample, limit))
 
     @router.get("/runs/{run}/map.nii.gz")
     def one_map(run: str, recipe: str = Query(max_length=200), name: str = Query(max_length=LONGEST)) -> Response:
         try:
-            found, facts = heatmap(loaded(run), recipe, name)
+            found, facts = heatmap(loaded(library, run), recipe, name)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
         return volume(map_file(found.values, found.geometry, facts))
 
     @router.get("/runs/{run}/variants/{number}/{part}.nii.gz")
     def variant(run: str, number: int, part: str, limit: int = Query(MOST, ge=16, le=MOST)) -> Response:
-        loaded(run)
+        loaded(library, run)
         try:
             image, difference = library.variant_samples(run, number)
         except (IndexError, ValueError, OSError) as error:
@@ -78,7 +86,7 @@ def api_router(library: Library, jobs: Jobs | None = None, *, paths: bool = Fals
 
     @router.get("/runs/{run}/at")
     def at(run: str, recipe: str = Query(max_length=200), voxel: str = Query(max_length=40)) -> dict[str, Any]:
-        explanation = loaded(run)
+        explanation = loaded(library, run)
         known(explanation, recipe)
         try:
             index = np.array([[int(each) for each in voxel.split(",")]], float)[:, -explanation.sample.geometry.ndim :]
@@ -91,7 +99,7 @@ def api_router(library: Library, jobs: Jobs | None = None, *, paths: bool = Fals
     @router.post("/runs/{run}/region")
     async def region(run: str, request: Request, recipe: str = Query(max_length=200)) -> dict[str, Any]:
         """The body is one bit a voxel of the sample, slowest axis first, the highest bit first."""
-        explanation, body = loaded(run), await request.body()
+        explanation, body = loaded(library, run), await request.body()
         known(explanation, recipe)
         shape = explanation.sample.geometry.shape
         if len(body) != -(-int(np.prod(shape)) // 8):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from voxplain.serve.api import api_router
+from voxplain.serve.api import api_router, loaded
 from voxplain.serve.guard import Access, Guard
 from voxplain.serve.jobs import Jobs
 from voxplain.serve.library import Library
@@ -45,15 +45,11 @@ def build(library: Library, access: Access, *, jobs: Jobs | None = None, routers
 
     @app.get("/runs/{run}/report")
     def static_report(run: str) -> HTMLResponse:
-        if run not in library.ids:
-            raise HTTPException(404, "there is no such run")
-        return HTMLResponse(report(library.load(run)), headers={"content-security-policy": REPORT_CSP})
+        return HTMLResponse(report(loaded(library, run)), headers={"content-security-policy": REPORT_CSP})
 
     @app.get("/runs/{run}/file")
     def one_file(run: str) -> HTMLResponse:
-        if run not in library.ids:
-            raise HTTPException(404, "there is no such run")
         name = {"content-disposition": f'attachment; filename="{run}.html"'}
-        return HTMLResponse(interactive(library.load(run), run), headers=name)
+        return HTMLResponse(interactive(loaded(library, run), run), headers=name)
 
     return Guard(app, access)

@@ -1,38 +1,43 @@
 """What the page is told of a run before it asks for any map: words, recipes, the image, what to be careful about."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from voxplain.geometry import Geometry
+from voxplain.io.nifti import SPREAD
 from voxplain.maps import CAVEAT, Attribution, Explanation, Heatmap, UnmeasuredError
+from voxplain.recipes import COMPATIBLE, DAAM, PAPER
 from voxplain.serve.packing import shown_range, to_ras
 from voxplain.tokens import label
 from voxplain.view.markup import flat
-from voxplain.view.overlay import WINDOWS, planes
+from voxplain.view.overlay import WINDOWS
 from voxplain.view.words import (
     UNSURE_TEXT,
     attention_mass,
+    detail,
     image_note,
     measured_phrases,
     nearest_voxel,
+    origin,
     recipe_title,
+    unknown_words,
+    warnings_of,
 )
 
-PART = re.compile(r"(.+) part (\d+) of (\d+)")
-UNITS = {
-    True: "share of attention, a probability",
-    False: "change, as a part of the prediction's size",
+SUMS = (DAAM, COMPATIBLE, PAPER)  # formulas that add up attention: no probabilities come of it
+SCALES = {
+    "raw": "share of attention, a probability",
+    "words": "share of the attention that all words together have",
+    "log_ratio": "logarithm of the attention over that of an even spread",
 }
 SPECIALS = ("[start]", "[end]", "[padding]")
 
 
 def describe(explanation: Explanation) -> dict[str, Any]:
     """The run as plain values for JSON. Array indices are (slice, row, column); an image has the slice 0."""
-    facts = {**explanation.sample.provenance, **explanation.provenance}
-    prompt = explanation.prompt
+    facts, prompt = origin(explanation), explanation.prompt
     spans = [list(word.span) for word in prompt.words]
     return {
         "prompt": prompt.text,
@@ -46,16 +51,15 @@ def describe(explanation: Explanation) -> dict[str, Any]:
             "image": image_note(explanation),
             "caveat": CAVEAT,
             "unsure": UNSURE_TEXT,
-            "warnings": list(facts.get("warnings") or ()),
+            "warnings": warnings_of(explanation),
         },
         "facts": flat({key: value for key, value in facts.items() if key != "warnings"}),
-        "origin": {key: facts.get(key) for key in ("seed", "steps", "model", "source", "guidance_scale")},
         "generated": "readout" not in facts,
     }
 
 
 def heatmap(explanation: Explanation, recipe: str, name: str) -> tuple[Heatmap, dict[str, Any]]:
-    """The recipe's map of a word, a measured phrase, a special token or "[uniform]", and what the page says of it.
+    """The recipe's map of a word, a measured phrase, or a special token, and what the page says of it.
 
     Raises ValueError for a recipe or name that the run does not hold, and UnmeasuredError for a phrase that this recipe
     has not measured.
@@ -128,8 +132,7 @@ def _linear(maps: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 def _words(explanation: Explanation) -> Iterator[dict[str, Any]]:
     mass = attention_mass(explanation)
-    facts = {**explanation.sample.provenance, **explanation.provenance}
-    unknown = {str(word).casefold() for word in facts.get("unknown_words") or ()}
+    unknown = unknown_words(explanation)
     top = max((mass.get(label(word), 0.0) for word in explanation.prompt.words), default=0.0) or 1.0
     for word in explanation.prompt.words:
         share = mass.get(label(word), explanation.honesty.get(label(word), {}).get("mass"))
@@ -157,7 +160,6 @@ def _entry(explanation: Explanation, name: str) -> dict[str, Any]:
             "peak": [0] * (3 - geometry.ndim) + list(peak),
             "maximum": float(found.values.max()),
             "distinctness": facts.get("distinctness"),
-            "null": facts.get("null_distinctness"),
         }
     return {"label": name, "recipes": recipes}
 
@@ -165,23 +167,35 @@ def _entry(explanation: Explanation, name: str) -> dict[str, Any]:
 def _recipe(explanation: Explanation, name: str) -> dict[str, Any]:
     attribution = explanation.attributions[name]
     recipe, statistic = attribution.recipe, attribution.provenance.get("statistic")
-    part = PART.fullmatch(name) if statistic else None
-    uniform = recipe.needs_attention and recipe.scaling == "raw"
+    found = detail(name, attribution)
+    even = recipe.needs_attention and recipe.scaling == "raw" and recipe.formula not in SUMS and statistic != SPREAD
     return {
         "name": name,
         "title": recipe_title(attribution),
         "formula": recipe.formula,
         "source": recipe.source,
-        "unit": UNITS[recipe.needs_attention],
-        "whole": recipe.whole_spans,
+        "unit": _unit(attribution),
         "statistic": statistic,
-        "part": {"of": part[1], "number": int(part[2]), "count": int(part[3])} if part else None,
-        "uniform": 1 / len(explanation.prompt.ids) if uniform else None,
+        "part": {"of": found["of"], "number": int(found["part"])} if found and found["part"] else None,
+        "layer": {"of": found["of"], "name": found["layer"]} if found and found["layer"] else None,
+        "uniform": 1 / len(explanation.prompt.ids) if even else None,
         "specials": recipe.needs_attention,
         "grid": _three(attribution.geometry),
         "layers": list(attribution.provenance.get("layers") or ()),
         "cells": _cells(explanation.sample.geometry, attribution),
     }
+
+
+def _unit(attribution: Attribution) -> str:
+    """What the values of a map are, for its legend."""
+    recipe, statistic = attribution.recipe, attribution.provenance.get("statistic")
+    if not recipe.needs_attention:
+        unit = "change, as a part of the prediction's size"
+    elif recipe.formula in SUMS:
+        unit = "attention added up over steps, no probability"
+    else:
+        unit = SCALES[recipe.scaling]
+    return f"{unit}; {statistic}" if statistic else unit
 
 
 def _cells(geometry: Geometry, attribution: Attribution) -> list[list[float]]:
@@ -208,5 +222,4 @@ def _sample(explanation: Explanation) -> dict[str, Any]:
         "spacing_known": geometry.spacing_known,
         "windows": windows,
         "ras": to_ras(geometry).tolist(),
-        "planes": {name: list(plane.letters) for name, plane in planes(geometry).items()},
     }

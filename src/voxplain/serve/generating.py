@@ -35,7 +35,8 @@ class Maker(Worker):
     def describe(self) -> dict[str, Any]:
         """What the page may offer."""
         where = str(self._folder)
-        return {"model": self._name, "folder": where, "steps": STEPS, "most_steps": MOST_STEPS, "variants": True}
+        limits = {"steps": STEPS, "most_steps": MOST_STEPS, "longest": LONGEST}
+        return {"model": self._name, "folder": where, **limits}
 
     def check(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
         """The wish with whole numbers and a prompt of bearable length; ValueError says what is wrong with it."""

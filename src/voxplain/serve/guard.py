@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -96,7 +96,8 @@ class Guard:
             return await _answer(send, *problem)
         if self.access.token and "token" in parse_qs(scope["query_string"].decode("latin-1")):
             cookie = f"{COOKIE}={self.access.token}; HttpOnly; SameSite=Strict; Path=/"
-            return await _answer(send, 303, "", {"location": scope["path"] or "/", "set-cookie": cookie})
+            here = quote(f"/{scope['path'].lstrip('/')}")  # two slashes in front would name another host
+            return await _answer(send, 303, "", {"location": here, "set-cookie": cookie})
         await self.app(scope, _limited(receive), _with_headers(send))
 
     def _problem(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
@@ -106,7 +107,7 @@ class Guard:
         if self.access.token and not self._knows_token(scope, headers):
             return 401, "open the whole address that `voxplain view` printed; it ends in a token"
         size = headers.get("content-length", "0")
-        if not size.isdigit() or int(size) > LIMIT:
+        if not size.isdecimal() or int(size) > LIMIT:
             return 413, f"a request may have {LIMIT >> 20} MiB at most"
         if scope["method"] in WRITING and not self._from_our_page(headers):
             return 403, "requests that change anything come from our own pages only"

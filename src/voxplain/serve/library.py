@@ -93,19 +93,18 @@ class Library:
             raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
     def variants(self, run: str) -> list[Variant]:
-        """What was made again of this run's image, in the order of the prompt."""
+        """What was made again of this run's image, by name; RunError for a link that leads out of the folder."""
         folder, prompt = self.folder(run), self.load(run).prompt
         names = dict.fromkeys(prompt.name(word.text, word.occurrence) for word in prompt.words)
         made = {path.name for path in folder.glob("*.nii.gz")}
         files = {safe_name(name): name for name in names}
         found = []
         for kind, change in KINDS.items():
-            stems = [name.removeprefix(f"{kind}-").removesuffix(".nii.gz") for name in sorted(made) if kind in name]
-            for stem in [
-                stem for stem in stems if f"{kind}-{stem}.nii.gz" in made and f"{change}-{stem}.nii.gz" in made
-            ]:
-                image, difference = (self.inside(folder, f"{part}-{stem}.nii.gz") for part in (kind, change))
-                found.append(Variant(kind, files.get(stem, stem.replace("-", " ")), image, difference))
+            start, end = f"{kind}-", ".nii.gz"
+            for stem in (name.removeprefix(start).removesuffix(end) for name in sorted(made) if name.startswith(start)):
+                if f"{change}-{stem}{end}" in made:
+                    image, difference = (self.inside(folder, f"{part}-{stem}{end}") for part in (kind, change))
+                    found.append(Variant(kind, files.get(stem, stem.replace("-", " ")), image, difference))
         return found
 
     def variant_samples(self, run: str, number: int) -> tuple[Sample, Sample]:

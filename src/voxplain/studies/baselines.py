@@ -5,7 +5,8 @@ region that the text names), and the recipes themselves, all as attributions in 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,12 @@ import numpy as np
 from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
-from voxplain.maps import Attribution, Mask, Recipe, Sample
+from voxplain.maps import AttentionMaps, Attribution, Mask, Recipe, Sample, Trajectory
 from voxplain.metrics.controls import center_prior, random_half, region_lit
 from voxplain.models.events import Call, Event
 from voxplain.resampling import resample_to
 from voxplain.studies import grounding
-from voxplain.studies.effect import KEPT
+from voxplain.studies.effect import KEPT, differences, removal
 from voxplain.studies.owing import LIMIT, METHODS, Facts, Maps, Owed
 from voxplain.tokens import TokenizedPrompt
 
@@ -58,31 +59,107 @@ class Measured:
     cost: Cost
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """The states of an image that all methods look at, what to remember of them, and what it took to make them.
+
+    `attention` was recorded once for several recipes, at the price of `recording`.
+    """
+
+    states: Trajectory
+    facts: Mapping[str, Any]
+    cost: Cost
+    attention: AttentionMaps | None = None
+    recording: Cost = Cost(0, 0, 0.0)
+
+
+def see(
+    model: object,
+    sample: Sample,
+    text: str,
+    methods: Sequence[str] = (),
+    *,
+    profile: str = "renoise",
+    seed: int = 0,
+    steps: int = grounding.STEPS,
+    used: int = grounding.USED,
+) -> Seen:
+    """The states of a profile, to be shared by several methods of `measure`; what can be shared is made once.
+
+    If two or more of `methods` are recipes of attention, it is recorded for all of them in one pass.
+    """
+    adapter = as_adapter(model)
+    prompt = adapter.tokenize(text)
+    with _counting(adapter) as spent:
+        states, facts = grounding.states_of(adapter, sample, prompt, profile, seed=seed, steps=steps, used=used)
+    cost, known = spent(), [recipes.get(name) for name in methods if name in recipes.RECIPES]
+    attentive = [recipe for recipe in known if recipe.needs_attention]
+    if len(attentive) < 2:
+        return Seen(states, facts, cost)
+    kinds = frozenset[str]().union(*(recipe.accumulate for recipe in attentive))
+    every = Recipe("all", "ours", "whatever the recipes need", accumulate=kinds)
+    with _counting(adapter) as spent:
+        (maps,) = grounding.record(adapter, [prompt], [states], every)
+    return Seen(states, facts, cost, maps, spent())
+
+
 def measure(
     model: object,
     sample: Sample,
     text: str,
     method: str,
     *,
+    spans: Sequence[tuple[int, ...]] | None = None,
+    seen: Seen | None = None,
     profile: str = "renoise",
     seed: int = 0,
     kept: int = KEPT,
     region: Mask | None = None,
     **options: Any,
 ) -> Measured:
-    """The maps of all words by a method of `METHODS`, a control of `CONTROLS`, or any recipe that `ground` reads.
+    """The maps of words by a method of `METHODS`, a control of `CONTROLS`, or any recipe that `ground` reads.
 
-    Methods look at `kept` of the profile's states, evenly spaced, as the effect does; what it took to make these states
-    is in the price. `region` is what "region" lights up, in the sample's frame. `options` are those of the method
-    (`points`, `blocks`, `layers`, `limit`) or of `ground`.
+    Methods look at `kept` of the states, evenly spaced, as the effect does; what it took to make the states is in the
+    price of each map. `spans` are the rows of the words and phrases that are asked for (default: every word): where a
+    method takes text away, each is taken away as a whole, and of other words there is nothing (zero). `seen` are states
+    that were made before; without it they are made by `profile` and `seed`, and by `steps` and `used` among the
+    options. `region` is what "region" lights up, in the sample's frame. Other options are those of the method
+    (`points`, `blocks`, `layers`, `limit`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
     image under a profile that does not read it; ImportError where Captum is missing.
     """
-    adapter, heard, backward = as_adapter(model), [], 0
+    adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
     if not prompt.words:
         raise ValueError(f"the text {text!r} has no word whose map could be measured")
+    levels = {name: options.pop(name) for name in ("steps", "used") if name in options}
+    if method in CONTROLS:
+        with _counting(adapter) as spent:
+            made = _control(adapter, sample, prompt, method, seed, region)
+        return Measured(made, spent())
+    if method not in METHODS and method not in recipes.RECIPES:
+        raise ValueError(f"unknown method {method!r}; there are {', '.join([*METHODS, *CONTROLS, *recipes.RECIPES])}")
+    if profile == "generate" and method in CHANGING:
+        raise ValueError(f"{method} changes the given image, which the profile 'generate' does not read")
+    seen = seen or see(adapter, sample, text, profile=profile, seed=seed, **levels)
+    backward = 0
+    with _counting(adapter) as spent:
+        if method in METHODS:
+            made, backward = _by_method(adapter, sample, prompt, method, spans, seen, kept, options)
+        else:
+            made = _by_recipe(adapter, sample, prompt, recipes.get(method), spans, seen, kept, options)
+    parts = [seen.cost, spent()]
+    if method in recipes.RECIPES and seen.attention and recipes.get(method).needs_attention:
+        parts.append(seen.recording)
+    forward, seconds = sum(part.forward for part in parts), sum(part.cpu_seconds for part in parts)
+    return Measured(made, Cost(forward, backward, seconds))
+
+
+@contextmanager
+def _counting(adapter: Adapter) -> Iterator[Callable[[], Cost]]:
+    """Count the rows of the denoiser and the CPU seconds inside the block."""
+    heard: list[int] = []
 
     def hear(event: Event) -> None:
         if isinstance(event, Call):
@@ -90,16 +167,7 @@ def measure(
 
     began = time.process_time()
     with adapter.watching(hear):
-        if method in METHODS:
-            made, backward = _by_method(adapter, sample, prompt, method, profile, seed, kept, options)
-        elif method in CONTROLS:
-            made = _control(adapter, sample, prompt, method, seed, region)
-        elif method in recipes.RECIPES:
-            made = grounding.ground(adapter, sample, text, method, profile=profile, seed=seed, **options)
-        else:
-            known = ", ".join([*METHODS, *CONTROLS, *recipes.RECIPES])
-            raise ValueError(f"unknown method {method!r}; there are {known}")
-    return Measured(made, Cost(sum(heard), backward, time.process_time() - began))
+        yield lambda: Cost(sum(heard), 0, time.process_time() - began)
 
 
 def _by_method(
@@ -107,21 +175,45 @@ def _by_method(
     sample: Sample,
     prompt: TokenizedPrompt,
     method: str,
-    profile: str,
-    seed: int,
+    spans: Sequence[tuple[int, ...]] | None,
+    seen: Seen,
     kept: int,
     options: Mapping[str, Any],
 ) -> tuple[Attribution, int]:
     """The attribution, and how many rows gradients ran through."""
-    if profile == "generate" and method in CHANGING:
-        raise ValueError(f"{method} changes the given image, which the profile 'generate' does not read")
-    states, facts = grounding.states_of(adapter, sample, prompt, profile, seed=seed)
-    few = grounding.thinned(states, kept)
+    few = grounding.thinned(seen.states, kept)
     rest = {name: value for name, value in options.items() if name != "limit"}
-    owed = Owed(adapter, prompt, sample, few, options.get("limit", LIMIT))
+    owed = Owed(adapter, prompt, _asked(prompt, spans), sample, few, options.get("limit", LIMIT))
     maps, more = METHODS[method](owed, **rest)
-    facts = {**facts, **more, "removed": owed.how, "timesteps": list(few.timesteps)}
-    return _attributed(adapter, sample, prompt, method, maps, facts), owed.backward
+    facts = {**seen.facts, **more, "removed": owed.how, "timesteps": list(few.timesteps)}
+    return _attributed(adapter, sample, prompt, RECIPES[method], maps, facts, spans), owed.backward
+
+
+def _by_recipe(
+    adapter: Adapter,
+    sample: Sample,
+    prompt: TokenizedPrompt,
+    recipe: Recipe,
+    spans: Sequence[tuple[int, ...]] | None,
+    seen: Seen,
+    kept: int,
+    options: Mapping[str, Any],
+) -> Attribution:
+    """What `ground` reads; a recipe that takes text away measures the asked spans alone."""
+    if recipe.needs_attention and seen.attention and not options:
+        made = recipes.reduce(seen.attention, grounding.resolved(adapter, recipe))
+        return grounding.framed(made, sample, seen.facts)
+    if recipe.needs_attention:
+        (made,) = grounding.read(adapter, [prompt], [seen.states], recipe, **options)
+        return grounding.framed(made, sample, seen.facts)
+    few, how = grounding.thinned(seen.states, kept), removal(adapter, prompt)
+    maps = differences(adapter, prompt, few, _asked(prompt, spans), how=how, **options)
+    facts = {**seen.facts, "removed": how, "timesteps": list(few.timesteps)}
+    return _attributed(adapter, sample, prompt, recipe, maps, facts, spans)
+
+
+def _asked(prompt: TokenizedPrompt, spans: Sequence[tuple[int, ...]] | None) -> Sequence[tuple[int, ...]]:
+    return [word.rows for word in prompt.words] if spans is None else spans
 
 
 def _control(
@@ -145,16 +237,24 @@ def _control(
     else:
         lit = resample_to(region_lit(region.values), region.geometry, sample.geometry.at(grid), "area")
         maps, facts = [lit] * words, {"region": region.label}
-    return _attributed(adapter, sample, prompt, method, np.stack(maps), facts)
+    return _attributed(adapter, sample, prompt, RECIPES[method], np.stack(maps), facts)
 
 
 def _attributed(
-    adapter: Adapter, sample: Sample, prompt: TokenizedPrompt, method: str, maps: Maps, facts: Mapping[str, Any]
+    adapter: Adapter,
+    sample: Sample,
+    prompt: TokenizedPrompt,
+    recipe: Recipe,
+    maps: Maps,
+    facts: Mapping[str, Any],
+    spans: Sequence[tuple[int, ...]] | None = None,
 ) -> Attribution:
-    """One map a word in the sample's frame: pieces carry their word's map, all other rows are zero."""
+    """Maps in the sample's frame: pieces carry the map of their word; asked spans are kept whole; all else is zero."""
     rows = np.zeros((len(prompt.kept), *maps.shape[1:]), np.float32)
-    for word, values in zip(prompt.words, maps, strict=True):
-        rows[list(word.rows)] = values
+    if spans is None:
+        for word, values in zip(prompt.words, maps, strict=True):
+            rows[list(word.rows)] = values
     geometry, empty = sample.geometry.at(maps.shape[1:]), np.zeros(maps.shape[1:], np.float32)
-    origin = {"model": adapter.name, "method": method, **facts}
-    return Attribution(rows, empty, prompt, geometry, RECIPES[method], sample.geometry, origin)
+    phrases = {} if spans is None else dict(zip(map(tuple, spans), maps, strict=True))
+    origin = {"model": adapter.name, "method": recipe.name, **facts}
+    return Attribution(rows, empty, prompt, geometry, recipe, sample.geometry, origin, phrases)

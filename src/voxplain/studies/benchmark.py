@@ -26,16 +26,15 @@ from voxplain.metrics.controls import (
     region_lit,
 )
 from voxplain.metrics.localization import native_oracle
-from voxplain.recipes import RECIPES
+from voxplain.runner import Progress, run
 from voxplain.scoring import MASK_METRICS, METRICS, values
-from voxplain.studies.baselines import measure
+from voxplain.studies import rules
+from voxplain.studies.baselines import CONTROLS, measure, see
 from voxplain.studies.benchmark_cases import Source, Trial
 from voxplain.studies.benchmark_report import ROWS, write_report
 from voxplain.studies.benchmark_tables import MAIN
 from voxplain.studies.benchmark_words import MINIMUM, tagger, word_rows
 from voxplain.studies.grounding import STEPS, USED
-from voxplain.studies.rules import by_rule
-from voxplain.studies.runner import Progress, run
 from voxplain.tokens import PhraseError
 
 Opener = Callable[[], Any]  # loads the model, where it is called
@@ -75,9 +74,9 @@ class Scorer:
 
     def __call__(self, number: int) -> dict[str, Any]:
         trial = self.source.trial(number, self.adapter)
-        made, cost = self._attributions(number, trial)
         rule = "words" if trial.words else "all"
         try:
+            made, cost = self._attributions(number, trial)
             maps = {name: read(attribution, rule, trial.words) for name, attribution in made.items()}
         except PhraseError as error:
             raise Excluded("the words are not in the text as far as it was read") from error
@@ -90,7 +89,7 @@ class Scorer:
         if first.recipe.needs_attention:
             words = word_rows(first, trial.truth, self.tag(trial.text) if trial.tags is None else trial.tags)
             if trial.words:
-                others[f"{lead}, first sub-token"] = by_rule(first, "first", trial.words)
+                others[f"{lead}, first sub-token"] = rules.by_rule(first, "first", trial.words)
         found |= {name: values(heat, trial.truth, trial.region, main) for name, heat in others.items()}
         partner = self.source.partner(number, self.adapter)
         if partner is not None and partner.any() and partner.shape == trial.truth.values.shape:
@@ -108,11 +107,17 @@ class Scorer:
             if missing := [name for name in settings.methods if name not in kept]:
                 raise ValueError(f"the run holds {', '.join(kept)}, and no {', '.join(missing)}")
             return {name: kept[name] for name in settings.methods}, {}
+        adapter = as_adapter(self.adapter)
+        spans = rules.spans(adapter.tokenize(trial.text), trial.words) if trial.words else None
+        levels: dict[str, Any] = {"profile": settings.profile, "seed": settings.seed + number}
+        seen = None
+        if not set(settings.methods) <= set(CONTROLS):
+            levels |= {"steps": settings.steps, "used": settings.used}
+            seen = see(adapter, trial.sample, trial.text, settings.methods, **levels)
         made, cost = {}, {}
         for name in settings.methods:
-            levels = {"steps": settings.steps, "used": settings.used} if name in RECIPES else {}
-            given = {"profile": settings.profile, "seed": settings.seed + number, "region": trial.region, **levels}
-            one = measure(self.adapter, trial.sample, trial.text, name, **given)
+            given = {**levels, "spans": spans, "seen": seen, "region": trial.region}
+            one = measure(adapter, trial.sample, trial.text, name, **given)
             made[name] = one.attribution
             cost[name] = [one.cost.forward, one.cost.backward, round(one.cost.cpu_seconds, 4)]
         return made, cost
@@ -145,11 +150,11 @@ class Scorer:
 
 
 def read(attribution: Attribution, rule: str, words: tuple[str, ...]) -> Heatmap:
-    """The map of a token rule; a phrase that a recipe would have to measure whole is the mean over its words."""
+    """The map of a token rule; a phrase that was to be measured whole, and was not, is the mean over its words."""
     try:
-        return by_rule(attribution, rule, words)
+        return rules.by_rule(attribution, rule, words)
     except UnmeasuredError:
-        return by_rule(replace(attribution, recipe=replace(attribution.recipe, whole_spans=False)), rule, words)
+        return rules.by_rule(replace(attribution, recipe=replace(attribution.recipe, whole_spans=False)), rule, words)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from jaxtyping import Bool
 
 from voxplain.adapters.base import Adapter
 from voxplain.datasets.base import Dataset, Excluded, Record
-from voxplain.datasets.frames import Cover, Crop, Grid, Orient, Step
+from voxplain.datasets.frames import Cover, Crop, Orient, Step
 from voxplain.datasets.reading import NIFTI, read, read_image
 from voxplain.datasets.tables import rows, whole
 from voxplain.geometry import Geometry
@@ -27,8 +27,11 @@ from voxplain.io.nifti import read_volume
 from voxplain.io.run import load_run
 from voxplain.maps import Explanation, Mask, Sample
 from voxplain.metrics.controls import same_text_partners
+from voxplain.studies.grounding import way_to
 
 Tags = tuple[tuple[int, int, str], ...]  # (first character, one past the last, part of speech)
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npz")
+CODES = "code"  # the unit of an image whose values are names
 PRIOR = 60  # training masks that a location prior is the mean of
 
 
@@ -58,6 +61,7 @@ class Source(ABC):
     name: str
     credentialed: bool = False
     left_out: Mapping[str, int] = {}
+    texts: Mapping[str, str] = {}  # label -> the text that it is read by in place of its own
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
@@ -88,13 +92,17 @@ class Source(ABC):
 class Records(Source):
     """The records of a data set that have an image and a truth: all, or those of a split, at most `count` of them.
 
-    The location prior of a label is the mean mask of up to `PRIOR` records of `prior_split`, of other patients.
+    `labels` keeps those that show one of these; `texts` says by which text a label is read in place of the record's
+    own, for findings that the model knows by another name. The location prior of a label is the mean mask of up to
+    `PRIOR` records of `prior_split`, of other patients.
     """
 
     dataset: Dataset
     split: str | None = None
     count: int | None = None
     prior_split: str = "train"
+    labels: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -107,13 +115,18 @@ class Records(Source):
     @cached_property
     def _chosen(self) -> Dataset:
         chosen = self.dataset if self.split is None else self.dataset.where(split=self.split)
-        kept = [record for record in chosen if record.image is not None and record.truth is not None]
-        if not kept:
+        whole = [record for record in chosen if record.image is not None and record.truth is not None]
+        if not whole:
             raise ValueError(f"{self.name} has no record with an image and a truth{_of(self.split)}")
+        known = {record.label for record in whole}
+        if unknown := [label for label in (*self.labels, *self.texts) if label not in known]:
+            raise ValueError(f"{self.name} shows no {', '.join(unknown)}{_of(self.split)}; it shows {_list(known)}")
+        kept = [_read_as(record, self.texts) for record in whole if not self.labels or record.label in self.labels]
         drawn = np.sort(np.random.default_rng(0).permutation(len(kept))[: self.count])
         left_out = {
             **chosen.left_out,
-            "no image or no truth": len(chosen) - len(kept),
+            "no image or no truth": len(chosen) - len(whole),
+            "another label": len(whole) - len(kept),
             "beyond the count that was asked for": len(kept) - len(drawn),
         }
         some = {reason: count for reason, count in left_out.items() if count}
@@ -133,6 +146,7 @@ class Records(Source):
     def about(self) -> dict[str, Any]:
         listed = json.dumps([[record.id, record.prompt, record.label, record.words] for record in self._chosen])
         facts = {"data": self.name, "split": self.split, "count": len(self._chosen), "set": dict(self.dataset.about)}
+        facts |= {"labels": list(self.labels), "read_as": dict(self.texts)}
         return {**facts, "records": hashlib.sha256(listed.encode()).hexdigest()[:12]}
 
     def cases(self) -> list[tuple[str, int]]:
@@ -140,7 +154,10 @@ class Records(Source):
 
     def trial(self, number: int, adapter: Adapter | None) -> Trial:
         model, record = model_of(adapter), self._chosen.records[number]
-        framed = read(record, steps_of(record, model.geometry))
+        if record.unit == CODES:
+            raise Excluded("the image holds codes and no intensities")
+        assert record.image is not None
+        framed = read(record, steps_of(record.image, model))
         assert framed.truth is not None  # only records with a truth were chosen
         label = record.label or framed.truth.label
         facts = {"words": record.words, "patient": record.patient or record.id, "share": framed.share}
@@ -165,8 +182,9 @@ class Records(Source):
                 yield mask
 
     def _truth(self, record: Record, adapter: Adapter) -> Bool[np.ndarray, "*spatial"] | None:
+        assert record.image is not None
         try:
-            truth = read(record, steps_of(record, adapter.geometry)).truth
+            truth = read(record, steps_of(record.image, adapter)).truth
         except Excluded:
             return None
         return None if truth is None else truth.values
@@ -234,12 +252,26 @@ class Runs(Source):
         return np.isin(values, wanted) if wanted else values != 0
 
 
-def steps_of(record: Record, geometry: Geometry) -> tuple[Step, ...]:
-    """From a stored image to a model's grid: by millimeters for volumes, by covering and cropping for pictures."""
-    volume = record.image is not None and record.image.name.endswith(NIFTI)
-    if volume and geometry.spacing_known:
-        return Orient(), Grid(geometry.shape, geometry.spacing)
-    return Orient(), Cover(geometry.shape), Crop(geometry.shape)
+def steps_of(path: Path, adapter: Adapter) -> Callable[[Geometry], tuple[Step, ...]]:
+    """From a stored image to a model's grid: by millimeters for volumes, by covering and cropping for pictures.
+
+    The steps raise ValueError for a picture and a model of volumes.
+    """
+    model = adapter.geometry
+
+    def steps(stored: Geometry) -> tuple[Step, ...]:
+        if not is_picture(path):
+            return way_to(stored, model)
+        if model.ndim != stored.ndim:
+            raise ValueError(f"{path} is a picture, and {adapter.name} reads volumes; choose a model of pictures")
+        return Orient(), Cover(model.shape), Crop(model.shape)
+
+    return steps
+
+
+def is_picture(path: Path) -> bool:
+    """Whether it is read by pillow, or from a stack of pictures: its cells have no place in the world."""
+    return path.is_file() and path.suffix.lower() in PICTURES
 
 
 def suited(sample: Sample, adapter: Adapter) -> Sample:
@@ -260,6 +292,15 @@ def model_of(adapter: Adapter | None) -> Adapter:
     if adapter is None:
         raise ValueError("these cases are read by a model; name one")
     return adapter
+
+
+def _read_as(record: Record, texts: Mapping[str, str]) -> Record:
+    text = texts.get(record.label)
+    return record if text is None else replace(record, prompt=text, words=(text,))
+
+
+def _list(labels: Iterable[str]) -> str:
+    return ", ".join(sorted(labels)[:20]) + (", ..." if len(set(labels)) > 20 else "")
 
 
 def _of(split: str | None) -> str:

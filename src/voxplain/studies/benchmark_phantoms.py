@@ -39,7 +39,7 @@ class Phantoms(Source):
             raise ValueError(f"{self.count} phantoms of {self.split!r}; give 1 or more of dev, test or shift")
 
     def about(self) -> dict[str, Any]:
-        return {"data": self.name, "split": self.split, "count": self.count, "kinds": list(self.kinds)}
+        return {"data": self.name, "split": self.split, "kinds": list(self.kinds)}  # a larger count keeps these rows
 
     def cases(self) -> list[tuple[str, int]]:
         return [(f"{self.split}-{number:05d}", number) for number in range(self.count)]
@@ -55,7 +55,7 @@ class Phantoms(Source):
             raise Excluded("the truth is thinner than a cell of the frame")
         region = carried(Mask(mention.region, case.organs[mention.region], case.geometry), sample.geometry)
         group = "out of range" if self.split == "shift" else "held out" if held_out(plans[0]) else "seen"
-        word = _numbered(model_of(adapter).tokenize(said.text), mention.span)
+        word = numbered(model_of(adapter).tokenize(said.text), mention.span)
         patient = f"{self.split}-{number}"
         return Trial(mention.kind, said.text, sample, truth, region, (word,), patient, group, said.tags)
 
@@ -109,7 +109,7 @@ def _some(mask: np.ndarray | None) -> Bool[np.ndarray, "*spatial"]:
     return mask
 
 
-def _numbered(prompt: TokenizedPrompt, span: tuple[int, int]) -> str:
+def numbered(prompt: TokenizedPrompt, span: tuple[int, int]) -> str:
     """The words at a span, numbered where the text has them more than once; `Excluded` where they fell off."""
     phrase = prompt.text[slice(*span)]
     for occurrence in count():

@@ -7,10 +7,10 @@ from typing import Any
 
 from voxplain.datasets.base import RULE
 from voxplain.io.folders import write_file
+from voxplain.runner import read_rows
 from voxplain.studies import benchmark_tables as tables
 from voxplain.studies.benchmark_cases import Source
 from voxplain.studies.benchmark_words import MINIMUM, TAU, by_part, part_table, word_tables
-from voxplain.studies.runner import read_rows
 from voxplain.view import charts
 from voxplain.view.scoreboard import scoreboard
 from voxplain.view.tables import as_csv, as_latex, as_plain
@@ -131,4 +131,5 @@ def _cautions(source: Source, scored: Sequence[Mapping[str, Any]], measured: tab
         found.append(f"In {unnamed} of {cases} cases no word names the truth, so the mean over all words was read.")
     if "mean training mask" not in measured.maps:
         found.append("There is no location prior here: no training case has these findings.")
+    found += [f"{label!r} is read by the text {text!r}, which is another word." for label, text in source.texts.items()]
     return [*found, *([RULE] if source.credentialed else [])]

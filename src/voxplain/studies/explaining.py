@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class _Job:
     progress: Progress | None
     negative_prompt: str | None = None
     parts: int | None = None
+    per_layer: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -54,6 +56,7 @@ def explain(
     layers: Sequence[str] | None = None,
     negative_prompt: str | None = None,
     parts: int | None = None,
+    per_layer: bool = False,
     progress: Progress | None = None,
 ) -> Explanation:
     """Generate one image and, for every word of its prompt, the voxels it attended to and the voxels it changed.
@@ -61,7 +64,8 @@ def explain(
     `model` is a pipeline or an `Adapter`. Each recipe gives one `Attribution` under its name; `phrases` are spans whose
     effect is measured as a whole at once (others are measured when `Explanation.word` asks for them). `layers` are
     module paths or patterns, by default those of the recipe. With `parts` the steps are cut into that many, and beside
-    each attention recipe stand the maps of each, "<recipe> part 1 of 4" and so on. With `seeds` > 1 the next seeds are
+    each attention recipe stand the maps of each, "<recipe> part 1 of 4" and so on; with `per_layer` those of every
+    layer alone, on its own grid, "<recipe> layer <module path>". With `seeds` > 1 the next seeds are
     generated too: beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard
     deviation), and `honesty` says how the words' maps correlate between seeds; everything else is that of the first.
     `progress` is called with (stage, done, total). `provenance` holds timings (s) and warnings: words that training
@@ -78,9 +82,11 @@ def explain(
         raise ValueError(f"parts = {parts} of {steps} steps; give 1 to {steps}")
     if parts and not any(recipe.needs_attention for recipe in chosen):
         raise ValueError("parts of the steps are kept of attention; add a recipe that reads it, as 'mean'")
+    if per_layer and not any(recipe.needs_attention for recipe in chosen):
+        raise ValueError("layers are told apart in attention; add a recipe that reads it, as 'mean'")
     if spans and "effect" not in (recipe.name for recipe in chosen):
         raise ValueError("phrases are measured by the recipe 'effect'; add it to `recipes`")
-    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts)
+    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts, per_layer)
     runs = [_generate(job, prompt, tokens, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, spans, runs, seed)
 
@@ -166,7 +172,9 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
     attentive = [recipe for recipe in job.recipes if recipe.needs_attention]
     with ExitStack() as hooks:
         traces = {
-            one.name: hooks.enter_context(trace(job.adapter, one, layers=job.layers, bins=job.parts))
+            one.name: hooks.enter_context(
+                trace(job.adapter, one, layers=job.layers, per_layer=job.per_layer, bins=job.parts)
+            )
             for one in attentive
         }
         kept = hooks.enter_context(effect.keeping(job.adapter))
@@ -186,7 +194,9 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
         with job.stage(recipe.name) as report:
             if recipe.needs_attention:
                 (maps,) = traces[recipe.name].maps()
-                found = {recipe.name: known.reduce(maps, recipe), **_parts(maps, recipe, job.parts or 0)}
+                whole = known.reduce(maps, recipe)
+                alone = _layers(maps, whole) if job.per_layer else {}
+                found = {recipe.name: whole, **_parts(maps, recipe, job.parts or 0), **alone}
             else:
                 found = {recipe.name: effect.measure_words(job.adapter, tokens, states, progress=report)}
         made |= {name: replace(one, provenance={**one.provenance, "seed": seed}) for name, one in found.items()}
@@ -202,6 +212,18 @@ def _parts(maps: AttentionMaps, recipe: Recipe, parts: int) -> dict[str, Attribu
         name = f"part {part + 1} of {parts}"
         one = known.reduce(replace(maps, means=means, counts=counts), recipe)
         made[f"{recipe.name} {name}"] = replace(one, provenance={**one.provenance, "statistic": f"{name} of the steps"})
+    return made
+
+
+def _layers(maps: AttentionMaps, whole: Attribution) -> dict[str, Attribution]:
+    """The attribution of each layer that the recipe took in, alone and on the layer's own grid, under its name."""
+    made, patterns = {}, whole.recipe.layers or ("*",)
+    grids = {tuple(grid) for grid in whole.provenance["grids"]}
+    taken = dict.fromkeys(key.layer or "" for key in maps.means if key.grid in grids)
+    for layer in (layer for layer in taken if any(fnmatchcase(layer, pattern) for pattern in patterns)):
+        one = known.reduce(maps, replace(whole.recipe, layers=(layer,)))
+        facts = {**one.provenance, "layers": [layer], "statistic": f"layer {layer}"}
+        made[f"{whole.recipe.name} layer {layer}"] = replace(one, provenance=facts)
     return made
 
 

@@ -1,7 +1,7 @@
 """An image from elsewhere and its truth, brought to a model by one recorded way; the map of a token rule, scored."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from voxplain import recipes as known
 from voxplain.adapters.base import Adapter
 from voxplain.datasets.base import Box, Boxes
-from voxplain.datasets.frames import Cover, Crop, Frame, Grid, Orient, Resize, Step, frame_of
+from voxplain.datasets.frames import Frame, frame_of
 from voxplain.datasets.reading import read_image as read_picture
 from voxplain.datasets.shapes import paint
 from voxplain.geometry import Geometry, regular
@@ -21,11 +21,11 @@ from voxplain.maps import Attribution, Explanation, Heatmap, Mask, Sample
 from voxplain.metrics.controls import center_prior, random_half
 from voxplain.scoring import values
 from voxplain.studies.benchmark import read
-from voxplain.studies.benchmark_cases import suited
-from voxplain.studies.grounding import fitted
+from voxplain.studies.benchmark_cases import is_picture, steps_of, suited
+from voxplain.studies.rules import occurrences
 from voxplain.tokens import TokenizedPrompt
 
-PICTURES, LOSSY = (".png", ".jpg", ".jpeg"), (".jpg", ".jpeg")
+LOSSY = (".jpg", ".jpeg")
 SPECIAL = ("start", "end", "padding")  # rules that need attention
 METRICS = ("auc_roc", "cnr", "average_precision", "pointing_game", "chance_level", "mass_inside", "mixture_iou")
 
@@ -46,15 +46,17 @@ def given(
     adapter: Adapter,
     *,
     mask: str | os.PathLike[str] | None = None,
+    mask_values: Sequence[int] = (),
     boxes: Sequence[Box] = (),
     size: tuple[int, ...] | None = None,
 ) -> Given:
     """The image of a NIfTI file, a CT series' folder, or, for a model of pictures, a PNG or JPEG.
 
-    The truth is a mask on the image's own grid (all that is not 0), or the union of boxes in pixels of the image as it
-    is stored; `size` (width, height, ...) is what the annotation says of that image. The frame is kept in the sample's
-    provenance. Raises ValueError for a picture and a model of volumes, another size, a mask in another frame (it is
-    never resized), an empty one, a box that leaves the image, and a truth that lies outside of the model's frame.
+    The truth is a mask on the image's own grid (`mask_values` of it, or all that is not 0), or the union of boxes in
+    pixels of the image as it is stored; `size` (width, height, ...) is what the annotation says of that image. The
+    frame is kept in the sample's provenance. Raises ValueError for a picture and a model of volumes, another size, a
+    mask in another frame (it is never resized), an empty one, a box that leaves the image, and a truth that lies
+    outside of the model's frame.
     """
     path = Path(path)
     image, stored, unit = _stored(path, adapter)
@@ -64,21 +66,21 @@ def given(
             f"the annotation is for an image of {said} (x first), but {path.name} holds {found}; was it resized? Boxes "
             "fit the original only"
         )
-    if _is_picture(path):
-        frame = frame_of(stored, (Orient(), Cover(adapter.geometry.shape), Crop(adapter.geometry.shape)))
-        sample = suited(Sample(frame.image(image), frame.target, text, unit=unit), adapter)
-    else:
-        sample = fitted(Sample(image, stored, text, unit=unit), adapter.geometry)
-        frame = Frame(stored, sample.geometry, _steps(stored, sample.geometry))
+    frame = frame_of(stored, steps_of(path, adapter)(stored))
+    seen = frame.image(image) if frame.steps else image
+    sample = suited(Sample(seen, frame.target, text, unit=unit), adapter)
     affines = {"stored_affine": stored.affine.tolist(), "scored_affine": frame.target.affine.tolist()}
     sample = replace(sample, provenance={"image": path.name, "frame": {**frame.facts(), **affines}})
     if mask is None and not boxes:
         return Given(sample, frame)
+    if mask_values and mask is None:
+        raise ValueError("values of a mask are named, but no mask is; give both")
     if mask is not None and boxes:
         raise ValueError("give a mask or boxes as the truth, not both")
-    drawn = paint(Boxes(tuple(boxes)), stored.shape) if mask is None else _mask(Path(mask), path, stored)
+    drawn = paint(Boxes(tuple(boxes)), stored.shape) if mask is None else _mask(Path(mask), path, stored, mask_values)
     if not drawn.any():
-        raise ValueError(f"the mask {mask} is empty, so there is nothing to find")
+        which = f"has no cell of {', '.join(map(str, mask_values))}" if mask_values else "is empty"
+        raise ValueError(f"the mask {mask} {which}, so there is nothing to find")
     truth = frame.mask(drawn)
     if not truth.any():
         way = ", ".join(type(step).__name__ for step in frame.steps)
@@ -107,12 +109,28 @@ def check_rule(prompt: TokenizedPrompt, rule: str, words: Sequence[str], recipes
 
 
 def ruled(explanation: Explanation, rule: str, words: Sequence[str]) -> dict[str, Heatmap]:
-    """The rule's map by each recipe that can give it, and by its mean over seeds."""
-    return {
-        name: read(one, rule, tuple(words))
-        for name, one in explanation.attributions.items()
-        if one.provenance.get("statistic") != SPREAD and (one.recipe.needs_attention or rule not in SPECIAL)
-    }
+    """The rule's map by each recipe that can give it, and by its mean over seeds.
+
+    A phrase of several words is measured as a whole by a recipe that does so; over seeds it is the mean over its words.
+    """
+    found = {}
+    for name, one in explanation.attributions.items():
+        if one.provenance.get("statistic") == SPREAD or not (one.recipe.needs_attention or rule not in SPECIAL):
+            continue
+        if one.recipe.whole_spans and rule == "words" and "statistic" not in one.provenance and explanation.measure:
+            one = _whole(one, words, explanation.measure)
+        found[name] = read(one, rule, tuple(words))
+    return found
+
+
+def _whole(attribution: Attribution, words: Sequence[str], measure: Callable[[str], Heatmap]) -> Attribution:
+    """The attribution with each phrase of several words in it, measured now."""
+    prompt, phrases = attribution.prompt, dict(attribution.phrases)
+    for place in occurrences(prompt, words):
+        rows = prompt.find(*place)
+        if rows not in phrases and not any(set(rows) <= set(word.rows) for word in prompt.words):
+            phrases[rows] = measure(prompt.name(*place)).values
+    return replace(attribution, phrases=phrases)
 
 
 def scored(maps: Mapping[str, Heatmap], truth: Mask, *, seed: int = 0) -> dict[str, dict[str, float | str]]:
@@ -125,37 +143,23 @@ def scored(maps: Mapping[str, Heatmap], truth: Mask, *, seed: int = 0) -> dict[s
     return {name: values(heat, truth, None, METRICS) for name, heat in {**maps, **controls}.items()}
 
 
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in PICTURES
-
-
 def _stored(path: Path, adapter: Adapter) -> tuple[Float[np.ndarray, "channels *spatial"], Geometry, str]:
     """The image as the file has it, and the unit of its values."""
-    ndim = adapter.geometry.ndim
-    if _is_picture(path):
-        image, geometry, unit = read_picture(path)
-        if ndim != geometry.ndim:
-            raise ValueError(f"{path} is a picture, and {adapter.name} reads volumes; choose a model of pictures")
-        return image, geometry, unit
-    image, geometry = read_image(path, ndim)
+    if is_picture(path):
+        return read_picture(path)
+    image, geometry = read_image(path, adapter.geometry.ndim)
     return image.reshape(-1, *geometry.shape).astype(np.float32), geometry, "HU"
 
 
-def _steps(stored: Geometry, target: Geometry) -> tuple[Step, ...]:
-    """The step by which `grounding.fitted` brings a volume there; none where it stays, or for a model of other axes."""
-    if stored.same_as(target):
-        return ()
-    known = (Grid(target.shape, target.spacing),) if stored.spacing_known else ()
-    return tuple([step for step in (Resize(target.shape), *known) if step.on(stored).same_as(target)][:1])
-
-
-def _mask(path: Path, image: Path, geometry: Geometry) -> Bool[np.ndarray, "*spatial"]:
+def _mask(path: Path, image: Path, geometry: Geometry, values: Sequence[int]) -> Bool[np.ndarray, "*spatial"]:
     """The mask on the grid of the stored image."""
     if path.suffix.lower() in LOSSY:
         raise ValueError(f"mask {path.name} is a JPEG, which blurs the edges of a mask; give it as PNG or NIfTI")
-    if _is_picture(path):
+    if is_picture(path):
+        if values:
+            raise ValueError(f"mask {path.name} is a picture; values are for NIfTI masks, give it as black and white")
         found = read_picture(path)[0]
-        shape, same = found.shape[1:] if len(found) == 1 else found.shape, _is_picture(image)
+        shape, same = found.shape[1:] if len(found) == 1 else found.shape, is_picture(image)
     else:
         found, lies = read_volume(path, geometry.ndim)
         found = found.reshape(-1, *lies.shape)
@@ -165,4 +169,4 @@ def _mask(path: Path, image: Path, geometry: Geometry) -> Bool[np.ndarray, "*spa
             f"mask {path.name} {shape} does not lie on the grid of {image.name} {geometry.shape}; give one channel on "
             "that grid, as it is stored: a mask is never resized silently"
         )
-    return found[0] != 0
+    return np.isin(found[0], values) if values else found[0] != 0

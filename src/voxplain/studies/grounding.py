@@ -23,7 +23,7 @@ from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.attention import RunningMeans
-from voxplain.datasets.frames import Frame
+from voxplain.datasets.frames import Resize, Step, frame_of, grid_like
 from voxplain.geometry import Geometry
 from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
 from voxplain.studies.effect import KEPT, batched, keeping, kept_steps, measure_words
@@ -104,18 +104,11 @@ def attend(
     prompts: Sequence[TokenizedPrompt],
     states: Sequence[Trajectory],
     recipe: str | Recipe = "mean",
-    *,
-    layers: Sequence[str] | None = None,
-    limit: int = BATCH,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> list[Attribution]:
-    """The attention of each prompt at its own given states: one conditional pass a state, nothing is generated.
-
-    All states share their noise levels; prompts whose contexts are equally long run together, `limit` at a time.
-    """
+    """The attention of each prompt at its own given states; `options` are those of `record`."""
     recipe = resolved(adapter, recipe)
-    recorded = record(adapter, prompts, states, recipe, layers=layers, limit=limit, progress=progress)
-    return [recipes.reduce(maps, recipe) for maps in recorded]
+    return [recipes.reduce(maps, recipe) for maps in record(adapter, prompts, states, recipe, **options)]
 
 
 def record(
@@ -128,7 +121,12 @@ def record(
     limit: int = BATCH,
     progress: Progress | None = None,
 ) -> list[AttentionMaps]:
-    """What `attend` reduces: one pass, from which several recipes can be read where `recipe` accumulates enough."""
+    """What was recorded of each prompt at its own given states: one conditional pass a state, nothing is generated.
+
+    All states share their noise levels; prompts whose contexts are equally long run together, `limit` at a time. What
+    `recipe` accumulates is kept apart, so that several recipes can be read from one pass; `layers` take the place of
+    its own.
+    """
     if len({trajectory.timesteps for trajectory in states}) != 1 or len(states) != len(prompts):
         raise ValueError("give one trajectory for each prompt, all of them at the same noise levels")
     chosen = choose_layers(adapter, recipe.layers if layers is None else layers)
@@ -157,14 +155,13 @@ def read(
     states: Sequence[Trajectory],
     recipe: str | Recipe = "mean",
     *,
-    layers: Sequence[str] | None = None,
-    limit: int = BATCH,
     progress: Progress | None = None,
+    **options: Any,
 ) -> list[Attribution]:
-    """Any recipe at given states: attention at all of them, the effect at 8 of them, evenly spaced."""
+    """Any recipe at given states: attention at all of them (`options` of `record`), the effect at 8, evenly spaced."""
     recipe = recipes.get(recipe)
     if recipe.needs_attention:
-        return attend(adapter, prompts, states, recipe, layers=layers, limit=limit, progress=progress)
+        return attend(adapter, prompts, states, recipe, progress=progress, **options)
     made = []
     for prompt, trajectory in zip(prompts, states, strict=True):
         made.append(measure_words(adapter, prompt, thinned(trajectory)))
@@ -266,32 +263,36 @@ def thinned(states: Trajectory, count: int = KEPT) -> Trajectory:
 
 
 def fitted(sample: Sample, geometry: Geometry) -> Sample:
-    """The sample on a model's grid: shape, spacing and axes of `geometry`, around the sample's own center.
+    """The sample on a model's grid: shape, spacing and axes of `geometry`, around the sample's own center (`way_to`).
 
     Resampled as `datasets.frames.Frame.image` does it: what lies outside the sample gets its lowest value (air, in a
-    CT). Where nobody knows the spacing of one of the two, an image of the model's shape is taken as it is, one that
-    shows just the model's field of view is resized, and any other is refused.
+    CT).
     """
-    own = sample.geometry
-    if own.same_as(geometry):
-        return sample
+    frame = frame_of(sample.geometry, way_to(sample.geometry, geometry))
+    return replace(sample, image=frame.image(sample.image), geometry=frame.target) if frame.steps else sample
+
+
+def way_to(own: Geometry, geometry: Geometry) -> tuple[Step, ...]:
+    """The step that brings a volume to a model's grid; none where it lies there.
+
+    Where nobody knows the spacing of one of the two, an image of the model's shape is taken as it is, one that shows
+    just the model's field of view is resized, and any other is refused (ValueError).
+    """
     if own.ndim != geometry.ndim:
         raise ValueError(f"the image has {own.ndim} axes {own.shape}, but the model makes {geometry.shape}")
-    target = geometry
-    if not own.at(geometry.shape).same_as(geometry):
-        unknown = [name for name, one in (("image", own), ("model", geometry)) if not one.spacing_known]
-        if unknown and own.shape == geometry.shape and np.allclose(_axes(own), _axes(geometry), atol=1e-3):
-            return sample
-        if unknown:
-            raise ValueError(
-                f"the spacing of the {' and the '.join(unknown)} is not known, so the image {own.shape} cannot be "
-                f"brought to the model's {geometry.shape} by millimeters; set it in the image's header, or bring the "
-                "image to that shape"
-            )
-        affine = geometry.affine.copy()
-        affine[:-1, -1] += _center(own) - _center(geometry)
-        target = replace(geometry, affine=affine)
-    return replace(sample, image=Frame(own, target, ()).image(sample.image), geometry=target)
+    if own.same_as(geometry):
+        return ()
+    if own.at(geometry.shape).same_as(geometry):
+        return (Resize(geometry.shape),)
+    unknown = [name for name, one in (("image", own), ("model", geometry)) if not one.spacing_known]
+    if not unknown:
+        return (grid_like(geometry),)
+    if own.shape == geometry.shape and np.allclose(_axes(own), _axes(geometry), atol=1e-3):
+        return ()
+    raise ValueError(
+        f"the spacing of the {' and the '.join(unknown)} is not known, so the image {own.shape} cannot be brought to "
+        f"the model's {geometry.shape} by millimeters; set it in the image's header, or bring the image to that shape"
+    )
 
 
 def resolved(adapter: Adapter, recipe: str | Recipe) -> Recipe:
@@ -312,10 +313,6 @@ def _check_levels(steps: int, used: int) -> None:
 def _axes(geometry: Geometry) -> Float[np.ndarray, "axes axes"]:
     """The direction of each axis in the world, as columns of length one."""
     return geometry.affine[:-1, :-1] / geometry.spacing
-
-
-def _center(geometry: Geometry) -> Float[np.ndarray, " axes"]:
-    return geometry.world((np.array([geometry.shape]) - 1) / 2)[0]
 
 
 def _states(states: Sequence[Trajectory], group: Sequence[int], number: int) -> Tensor:

@@ -25,7 +25,7 @@ from voxplain.datasets.phantom.anatomy import LOBES
 from voxplain.datasets.phantom.cases import draw
 from voxplain.datasets.phantom.findings import KINDS, LOBAR
 from voxplain.datasets.phantom.segmenter import VOXEL_ML, Found
-from voxplain.models.reader import Reader
+from voxplain.models.reader import SHIPPED, Reader
 from voxplain.studies.loop import Log
 
 LUNGS = {"right": "right lung", "left": "left lung"}
@@ -169,8 +169,8 @@ def save_reader(
     return fresh.rename(folder)
 
 
-def load_reader(folder: str | os.PathLike[str]) -> LearnedReader:
-    """A reader from the folder that `train_reader` wrote, in float32.
+def load_reader(folder: str | os.PathLike[str] = SHIPPED) -> LearnedReader:
+    """A reader from the folder that `train_reader` wrote, in float32; without a folder, the one that ships.
 
     Raises FileNotFoundError where there is none, ValueError where the weights differ from their recorded hash or were
     written by another version.

@@ -36,17 +36,26 @@ Facts = dict[str, Any]
 
 
 class Owed:
-    """S_w of the words of a prompt at the states of an image; words whose contexts are equally long run together."""
+    """S_w of words or phrases of a prompt, given by their rows, at the states of an image.
+
+    Those whose contexts are equally long run together.
+    """
 
     def __init__(
-        self, adapter: Adapter, prompt: TokenizedPrompt, sample: Sample, states: Trajectory, limit: int = LIMIT
+        self,
+        adapter: Adapter,
+        prompt: TokenizedPrompt,
+        spans: Sequence[tuple[int, ...]],
+        sample: Sample,
+        states: Trajectory,
+        limit: int = LIMIT,
     ) -> None:
         self.adapter, self.states, self.limit, self.backward = adapter, states, limit, 0
-        self.words, self.grid = len(prompt.words), tuple(states.latents.shape[2:])
+        self.words, self.grid = len(spans), tuple(states.latents.shape[2:])
         self.how = removal(adapter, prompt)
         with torch.no_grad():
             self.whole = adapter.encode_prompt(prompt)
-            self.less = [adapter.remove(prompt, word.rows, self.how) for word in prompt.words]
+            self.less = [adapter.remove(prompt, rows, self.how) for rows in spans]
             self.latent = adapter.encode_image(sample.image).float()  # [1, channels, *grid]
         self.groups = batched([context.shape[1] for context in self.less], limit)
 

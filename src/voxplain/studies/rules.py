@@ -34,12 +34,10 @@ def by_rule(attribution: Attribution, rule: str = "words", words: Sequence[str] 
     prompt, maps = attribution.prompt, attribution.maps
     label = " + ".join(words) if rule in NEED_WORDS else f"[{rule}]"
     if rule == "words":
-        found = [(phrase, number) for phrase in words for number in _occurrences(prompt, phrase)]
-        parts = [attribution.word(*place).values for place in found]
+        parts = [attribution.word(*place).values for place in occurrences(prompt, words)]
     elif rule == "first":
-        found = [(phrase, number) for phrase in words for number in _occurrences(prompt, phrase)]
-        spans = [set(prompt.find(*place)) for place in found]
-        parts = [maps[[word.rows[0] for word in prompt.words if word.rows[0] in span]].mean(0) for span in spans]
+        owned = [set(prompt.find(*place)) for place in occurrences(prompt, words)]
+        parts = [maps[[word.rows[0] for word in prompt.words if word.rows[0] in span]].mean(0) for span in owned]
     elif rule in ("substring", "all"):
         pieces = _pieces(prompt)
         fitting = [rows for text in words for piece, rows in pieces if text.casefold() in piece.casefold()]
@@ -48,12 +46,27 @@ def by_rule(attribution: Attribution, rule: str = "words", words: Sequence[str] 
     else:
         parts = [_special(attribution, rule)]
     if not parts:
-        raise PhraseError(f"none of {', '.join(map(repr, words))} is in the text {prompt.text!r} as far as it was read")
+        raise _absent(prompt, words)
     return Heatmap(label, np.mean(parts, axis=0), attribution.geometry)
 
 
-def _occurrences(prompt: TokenizedPrompt, phrase: str) -> list[int | None]:
-    """The numbers of the phrase's occurrences that were read; [None] for one that says its own, as "effusion#2"."""
+def occurrences(prompt: TokenizedPrompt, words: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Every whole occurrence of the words or phrases that was read, as `TokenizedPrompt.find` takes it.
+
+    The number is None for one that says its own, as "effusion#2". Words that are not there give none.
+    """
+    return [(phrase, number) for phrase in words for number in _numbers(prompt, phrase)]
+
+
+def spans(prompt: TokenizedPrompt, words: Sequence[str]) -> list[tuple[int, ...]]:
+    """The rows of every occurrence, each once; PhraseError where none of the words is in the prompt."""
+    found = dict.fromkeys(prompt.find(*place) for place in occurrences(prompt, words))
+    if not found:
+        raise _absent(prompt, words)
+    return list(found)
+
+
+def _numbers(prompt: TokenizedPrompt, phrase: str) -> list[int | None]:
     found: list[int | None] = []
     for number in count():
         try:
@@ -65,6 +78,10 @@ def _occurrences(prompt: TokenizedPrompt, phrase: str) -> list[int | None]:
         prompt.find(phrase)  # raises if it is not there
         return [None]
     return found
+
+
+def _absent(prompt: TokenizedPrompt, words: Sequence[str]) -> PhraseError:
+    return PhraseError(f"none of {', '.join(map(repr, words))} is in the text {prompt.text!r} as far as it was read")
 
 
 def _pieces(prompt: TokenizedPrompt) -> list[tuple[str, tuple[int, ...]]]:

@@ -112,7 +112,8 @@ def images_become_latents_and_back(adapter: Adapter, prompts: Sequence[str]) -> 
     _need(back.shape == (1, *image.shape), f"decode gave {back.shape} for an image {image.shape}")
     levels = adapter.timesteps(4)
     _need(len(levels) >= 4 and list(levels) == sorted(levels, reverse=True), f"timesteps(4) are {levels}")
-    noisy = [(adapter.add_noise(latent, torch.ones_like(latent), level) - latent).abs().mean() for level in levels]
+    nothing, noise = torch.zeros_like(latent), torch.ones_like(latent)
+    noisy = [adapter.add_noise(nothing, noise, level).abs().mean() for level in levels]
     _need(bool(noisy[0] > noisy[-1]), "the first timestep must be the noisiest")
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,17 @@ from PIL import Image
 from voxplain.maps import Attribution, Explanation, Heatmap
 from voxplain.view.overlay import RGB, colors, overlay, planes
 from voxplain.view.words import recipe_title
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around `body`, with our style in it; the title is escaped and cut."""
+    style = files("voxplain.view").joinpath("page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title[:80])} · Voxplain</title><style>{style}</style></head>\n"
+        f"<body><main>{body}</main></body></html>\n"
+    )
 
 
 def data_uri(rgb: RGB) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from voxplain.maps import CAVEAT, Explanation
@@ -13,11 +12,15 @@ from voxplain.view.words import (
     WordView,
     attention_mass,
     best_words,
+    detail,
     image_note,
     main_recipes,
     measured_phrases,
     nearest_voxel,
+    origin,
     recipe_title,
+    unknown_words,
+    warnings_of,
     word_rows,
     word_views,
 )
@@ -42,18 +45,11 @@ def report(explanation: Explanation, *, fraction: float = 0.25, window: Window =
         _table(explanation),
         _origin(explanation, views),
     )
-    title = escape(explanation.prompt.text[:80])
-    style = files("voxplain.view").joinpath("page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} · Voxplain</title><style>{style}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return markup.page(explanation.prompt.text, "".join(sections))
 
 
 def _heading(explanation: Explanation, views: Sequence[WordView]) -> str:
-    warnings = _warnings(explanation)
+    warnings = warnings_of(explanation)
     return (
         f'<h1>Voxplain report</h1><p class="prompt">{_prompt(explanation, views)}</p>'
         '<p class="soft">Each word leads to its maps. The bar under a word is its share of the attention; '
@@ -69,7 +65,7 @@ def _prompt(explanation: Explanation, views: Sequence[WordView]) -> str:
     prompt, mass = explanation.prompt, attention_mass(explanation)
     shares = [mass.get(view.label, view.honesty.get("mass") or 0.0) for view in views]
     top = max(shares, default=0.0) or 1.0
-    unknown = {str(word).casefold() for word in _facts(explanation).get("unknown_words", ())}
+    unknown = unknown_words(explanation)
     parts, last = [], 0
     for number, (view, word, share) in enumerate(zip(views, prompt.words, shares, strict=True)):
         marks = {"unsure": not view.sure(), "unknown": word.text.casefold() in unknown}
@@ -157,7 +153,8 @@ def _legend() -> str:
 
 
 def _card(explanation: Explanation, number: int, view: WordView, options: Mapping[str, Any]) -> str:
-    figures = "".join(_card_figure(explanation, view, recipe, options) for recipe in view.heatmaps)
+    shown = [recipe for recipe, one in explanation.attributions.items() if not detail(recipe, one)]
+    figures = "".join(_card_figure(explanation, view, recipe, options) for recipe in shown)
     unsure = [recipe for recipe in main_recipes(explanation) if not view.sure(recipe)]
     badge = f'<span class="badge">{UNSURE_TEXT}: {escape(", ".join(unsure))}</span>' if unsure else ""
     return (
@@ -214,7 +211,7 @@ def _special(explanation: Explanation) -> str:
 
 
 def _origin(explanation: Explanation, views: Sequence[WordView]) -> str:
-    facts = {name: value for name, value in _facts(explanation).items() if name != "warnings"}
+    facts = {name: value for name, value in origin(explanation).items() if name != "warnings"}
     every = explanation.attributions.items()
     recipes = {f"recipe {name}": f"{one.recipe.formula} ({one.recipe.source})" for name, one in every}
     cautions = [
@@ -225,18 +222,9 @@ def _origin(explanation: Explanation, views: Sequence[WordView]) -> str:
     if unsure := [view.label for view in views if not view.sure()]:
         cautions.append(f"Maps that are {UNSURE_TEXT} should not be read, in one recipe at least: {', '.join(unsure)}.")
     return (
-        f"<h2>Cautions</h2>{markup.bullets([*cautions, *_warnings(explanation)])}"
+        f"<h2>Cautions</h2>{markup.bullets([*cautions, *warnings_of(explanation)])}"
         f"<h2>How it was made</h2>{markup.definitions(markup.flat({**facts, **recipes}))}"
     )
-
-
-def _facts(explanation: Explanation) -> dict[str, Any]:
-    return {**explanation.sample.provenance, **explanation.provenance}
-
-
-def _warnings(explanation: Explanation) -> list[str]:
-    cut = explanation.prompt.truncated
-    return list(_facts(explanation).get("warnings", [f"The model never saw: {cut}"] if cut else []))
 
 
 def _window_name(window: Window, unit: str) -> str:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from voxplain.maps import CAVEAT
@@ -24,7 +23,7 @@ def scoreboard(
     """The page. A section is its title, sentences that belong above it, tables, and figures (title -> SVG)."""
     body = "".join(_section(*section) for section in sections)
     again = f"<p>Made again by</p><pre>{escape(command)}</pre>" if command else ""
-    return _page(
+    return markup.page(
         title,
         f'<h1>Voxplain evaluation</h1><p class="prompt">{escape(title)}</p><div class="caution">'
         f"<strong>{escape(WARNING)}</strong>{markup.bullets(cautions) if cautions else ''}</div>{body}"
@@ -40,7 +39,7 @@ def verdicts(title: str, rows: Sequence[tuple[str, bool | None, str]], facts: Ma
     table = Table(
         "checks", head, ("check", "verdict", "reason"), tuple((name, words[ok], why) for name, ok, why in rows)
     )
-    return _page(
+    return markup.page(
         title,
         f'<h1>Voxplain sanity</h1><p class="prompt">{escape(title)}</p><div class="caution"><strong>'
         f"{escape(WARNING)}</strong></div>{as_html(table)}<h2>How it was made</h2>"
@@ -56,13 +55,3 @@ def _section(title: str, sentences: Sequence[str], tables: Sequence[Table], figu
         for name, svg in figures.items()
     )
     return f"<h2>{escape(title)}</h2>{said}{drawn}{''.join(as_html(table) for table in tables)}"
-
-
-def _page(title: str, body: str) -> str:
-    style = files("voxplain.view").joinpath("page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title[:80])} · Voxplain</title><style>{style}</style></head>\n"
-        f"<body><main>{body}</main></body></html>\n"
-    )

@@ -1,6 +1,7 @@
 """What a picture or a page needs to know of each word: its maps, where to cut, and how far to trust it."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,6 +14,7 @@ from voxplain.maps import Attribution, Explanation, Heatmap, UnmeasuredError
 from voxplain.tokens import TokenizedPrompt
 
 UNSURE_TEXT = "not distinguishable"
+DETAIL = re.compile(r"(?P<of>.+?) (?:part (?P<part>\d+) of (?P<count>\d+)|layer (?P<layer>\S+))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ def main_recipes(explanation: Explanation) -> list[str]:
     """The recipes of the sample that is shown, without those that are statistics over seeds."""
     every = explanation.attributions.items()
     return [name for name, attribution in every if "statistic" not in attribution.provenance]
+
+
+def detail(name: str, attribution: Attribution) -> re.Match | None:
+    """What a name says of a map of some of the steps ("mean part 1 of 4") or of one layer ("mean layer PATH")."""
+    return DETAIL.fullmatch(name) if "statistic" in attribution.provenance else None
 
 
 def measured_phrases(explanation: Explanation) -> list[str]:
@@ -123,6 +130,22 @@ def image_note(explanation: Explanation) -> str:
         if given
         else "This image is synthetic; it shows no patient."
     )
+
+
+def origin(explanation: Explanation) -> dict[str, Any]:
+    """How the image and its maps were made, by name."""
+    return {**explanation.sample.provenance, **explanation.provenance}
+
+
+def warnings_of(explanation: Explanation) -> list[str]:
+    """What the reader should know about the prompt, one sentence each."""
+    cut = explanation.prompt.truncated
+    return list(origin(explanation).get("warnings", [f"The model never saw: {cut}"] if cut else []))
+
+
+def unknown_words(explanation: Explanation) -> set[str]:
+    """The words that training never showed, case folded."""
+    return {str(word).casefold() for word in origin(explanation).get("unknown_words") or ()}
 
 
 def recipe_title(attribution: Attribution) -> str:

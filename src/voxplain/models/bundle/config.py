@@ -123,7 +123,7 @@ class Config:
     def _code(self, what: str) -> BundleError:
         return BundleError(
             f"{self.file}: {what}. That is code, and bundles are read as data: write it as a plain value, here or in "
-            f"configs/{OURS}.json, or trust the author of this bundle with your machine by trust_code=True"
+            f"configs/{OURS}.json, or trust the author of this bundle with your machine: trust_code=True, --trust-code"
         )
 
     def _evaluated(self, name: str) -> Any:

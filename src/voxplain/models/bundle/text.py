@@ -1,6 +1,7 @@
 """Prompts to context vectors: a text encoder of the user, read from a transformers folder."""
 
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPTextModel, T5EncoderModel
 from transformers.utils import logging
 
 from voxplain.models.bundle.config import BundleError
+from voxplain.models.storage import pickled
 from voxplain.tokens import TokenizedPrompt
 
 FAMILIES: dict[str, tuple[Any, str]] = {  # model_type of config.json -> network, fast tokenizer
@@ -142,8 +145,13 @@ def load_text(folder: Path, positions: int | None, pooled: str | None) -> tuple[
     options: dict[str, Any] = {}
     if network is BertModel:
         options = {"config": BertConfig.from_dict(described), "add_pooling_layer": pooled == "pooler"}
-    with quiet():
-        made: Any = network.from_pretrained(inner, local_files_only=True, output_loading_info=True, **options)
+    try:
+        with quiet():
+            made: Any = network.from_pretrained(inner, local_files_only=True, output_loading_info=True, **options)
+    except pickle.UnpicklingError as error:
+        raise BundleError(pickled(next(inner.glob("*.bin"), inner), error)) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{inner} holds no weights that can be read: {error}") from error
     encoder, report = made
     if missing := sorted(report["missing_keys"]):
         more = ", ..." if len(missing) > SHOWN else ""

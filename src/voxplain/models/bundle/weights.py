@@ -1,19 +1,15 @@
 """The weights of a bundle, as plain tensors: which file belongs to which network, and whether all of it fits."""
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from voxplain.models.bundle.config import BundleError
+from voxplain.models.storage import read_weights
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 WRAPPERS = ("module.", "_orig_mod.")  # of multi-GPU training and of torch.compile
@@ -84,18 +80,7 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BundleError(
-            f"{file} was not read: it is no PyTorch file, or a pickle that holds code beside tensors, which would run "
-            "when it is read. Write its tensors to a .safetensors file where you trust it, and give that instead. "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, BadZipFile) as error:
-        raise BundleError(f"{file} is damaged or of another format: {error}") from error
+    found = read_weights(file, BundleError)
     if not isinstance(found, Mapping):
         raise BundleError(f"{file} holds a {type(found).__name__} and no named tensors; save the state_dict")
     return found

@@ -1,19 +1,16 @@
 """Reading MedSyn checkpoints as data, strictly, whatever wrapped them."""
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from voxplain.models.medsyn.network import STAGES, MedSynNetwork, UpOrder
+from voxplain.models.storage import read_weights
 
 LICENSE = (
     "The published MedSyn weights carry CC BY-NC 4.0 at least (that of their repository), and what their application "
@@ -102,18 +99,7 @@ def find_file(path: str | Path, *, ema: bool = True) -> Path:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A flat mapping from names to tensors; pickles are read as weights only, so that no code in them runs."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was not read: it is no PyTorch file, or a pickle that holds code beside tensors, which would run "
-            "when it is read. Write its tensors to a .safetensors file where you trust it, and load that. "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, BadZipFile) as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (damaged or of another format): {error}") from error
+    found = read_weights(path, CheckpointError)
     if not isinstance(found, Mapping):
         found = {"the whole file": found}
     strange = {name: type(value).__name__ for name, value in found.items() if not isinstance(value, Tensor)}

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from voxplain import __version__
 from voxplain.geometry import Geometry
 from voxplain.maps import Sample
-from voxplain.models.diagnosis import explain_nan
-from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run, Step
+from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run
 from voxplain.models.medsyn.channels import from_physical, names, to_physical, volume_geometry
 from voxplain.models.medsyn.network import MedSynNetwork
 from voxplain.models.medsyn.sampling import alpha_bar, ddim_step, timesteps
@@ -185,9 +184,9 @@ class MedSyn(Announcing, nn.Module):
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "samples channels *grid"]:
         """The clean volumes from pure noise; the text is passed first, then, if `scale` is not 1, the null text."""
-        numbers = tuple(range(len(latent)))
+        numbers, levels = tuple(range(len(latent))), self.timesteps(steps)
 
-        def guided(x: Tensor, step: int, level: float) -> Tensor:
+        def guided(x: Tensor, level: float, step: int) -> Tensor:
             self.announce(Call(tuple((number, TEXT) for number in numbers), step, level))
             clean = self.predict(x, level, context)
             if scale == 1:
@@ -195,19 +194,11 @@ class MedSyn(Announcing, nn.Module):
             self.announce(Call(tuple((number, NULL) for number in numbers), step, level))
             return self.predict(x, level, null).lerp(clean, scale)
 
-        levels = self.timesteps(steps)
-        for step, level in enumerate(levels):
-            before, prediction = latent, guided(latent, step, level)
-            if not torch.isfinite(prediction).all():
-                where = f"step {step + 1} of {steps} (timestep {level:g})"
-                explain_nan(self, lambda x=before, t=level, n=step: guided(x, n, t), where)
-            latent = prediction.clamp(-1, 1)
-            if step + 1 < steps:
-                latent = ddim_step(before, latent, level, levels[step + 1])
-            self.announce(Step(step, level, before, prediction, numbers))
-            if progress:
-                progress(step + 1, steps)
-        return latent
+        def move(x: Tensor, prediction: Tensor, step: int) -> Tensor:
+            clean = prediction.clamp(-1, 1)
+            return clean if step + 1 == steps else ddim_step(x, clean, levels[step], levels[step + 1])
+
+        return self.descend(latent, levels, guided, move, network=self, encode=lambda: None, progress=progress)
 
     def _null(self, negative: str | None) -> Float[Tensor, "1 tokens dim"]:
         return self.encode_prompt(self.tokenize(negative)) if negative else self.network.null_cond_emb

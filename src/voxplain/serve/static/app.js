@@ -4,7 +4,7 @@
   const at = (id) => document.getElementById(id);
   const FRESH = {
     run: "", recipe: "", words: [], joined: [], hidden: false, top: 25, opacity: 70, outline: false, window: "", across: false,
-    beside: "", difference: false, flicker: false, part: 0, specials: false, drawer: false, voxel: null,
+    beside: "", difference: false, flicker: false, part: 0, layer: "", specials: false, drawer: false, voxel: null,
   };
 
   class App {
@@ -54,6 +54,9 @@
       this.view = await this.viewOf(run);
       const { view, state } = this;
       const linked = state.run === run ? state.voxel : null;
+      this.stop();
+      this.forgetRegion();
+      if (state.run !== run && state.beside.startsWith("variant")) Object.assign(state, { beside: "", flicker: false });
       state.run = run;
       if (!view.recipe(state.recipe)) state.recipe = view.recipes[0].name;
       if (!(state.window in view.sample.windows)) state.window = Object.keys(view.sample.windows)[0];
@@ -69,14 +72,17 @@
       state.last = state.words.at(-1) ?? state.joined.at(-1) ?? null;
       const start = linked ?? (state.last && view.entries.get(state.last)?.recipes[state.recipe]?.peak);
       this.stage.go(start ?? view.sample.shape.map((size) => size >> 1));
+      V.flicker(this);
       state.voxel = this.stage.voxel;
       await this.refresh();
       this.rank();
     }
 
+    // the recipe whose maps are shown: the chosen one, or that of some of its steps or of one of its layers
     recipeNow() {
-      const parts = V.partsOf(this.view, this.state.recipe);
-      return this.state.part && parts.length ? parts[this.state.part - 1].name : this.state.recipe;
+      const { recipe, part, layer } = this.state;
+      const found = layer ? V.layersAlone(this.view, recipe).find((each) => each.layer.name === layer) : V.partsOf(this.view, recipe)[part - 1];
+      return (found ?? { name: recipe }).name;
     }
 
     folder() {
@@ -87,7 +93,10 @@
     set(change, dragged = false) {
       const before = { ...this.state };
       Object.assign(this.state, change);
-      if (before.recipe !== this.state.recipe && !("part" in change)) this.state.part = 0;
+      if (before.recipe !== this.state.recipe) {
+        this.stop();
+        Object.assign(this.state, { part: 0, layer: "" });
+      }
       if ("window" in change) for (const stage of [this.stage, this.other]) if (stage.ready) stage.window(...this.view.sample.windows[this.state.window]);
       if (before.flicker !== this.state.flicker || before.beside !== this.state.beside) V.flicker(this);
       return this.refresh(dragged);
@@ -125,7 +134,7 @@
       try {
         const words = await this.source.at(view, recipe, voxel);
         const place = this.stage.world(voxel).map((each, axis) => (axis < 2 ? -each : each)).slice(0, view.sample.ndim);
-        const value = view.sample.spacing_known ? ` (${place.map((each) => each.toFixed(0)).join(", ")}) mm` : "";
+        const value = view.sample.spacing_known ? ` (${place.map((each) => each.toFixed(0)).join(", ")}) mm LPS` : "";
         if (view === this.view && !this.stage.region) V.drawRanking(at("ranking"), this, words, `Words at the crosshair${value}`);
         this.rankedAt = voxel.join();
       } catch (error) {
@@ -170,33 +179,42 @@
 
     play() {
       if (this.playing) {
-        clearInterval(this.playing);
-        this.playing = null;
+        this.stop();
         return this.set({ part: 0 });
       }
       const count = V.partsOf(this.view, this.state.recipe).length;
       this.playing = setInterval(() => this.set({ part: (this.state.part % count) + 1 }), 700);
-      return this.set({ part: 1 });
+      return this.set({ part: 1, layer: "" });
+    }
+
+    stop() {
+      clearInterval(this.playing);
+      this.playing = null;
     }
 
     askRegion() {
-      this.say("draw around a place on one of the slices");
+      this.say("draw around a place on one of the slices; Esc leaves it");
+      at("views").scrollIntoView({ block: "nearest" }); // the drawer lies below it
       this.stage.askRegion(async (bits) => {
         try {
           const found = await this.source.region(this.view, this.recipeNow(), bits);
           V.drawRanking(at("ranking"), this, found.words, `Words in the region (${found.voxels} voxels)`);
           this.say("");
         } catch (error) {
-          this.stage.region = null;
+          this.forgetRegion();
           this.say(error.message);
         }
         V.drawDrawer(at("drawer"), this);
       });
     }
 
-    clearRegion() {
+    forgetRegion() {
       this.stage.endRegion();
       this.stage.region = null;
+    }
+
+    clearRegion() {
+      this.forgetRegion();
       this.stage.nv.drawScene();
       V.drawDrawer(at("drawer"), this);
       this.rank();

@@ -12,6 +12,16 @@
     return made;
   };
 
+  // New children for a place. What had the focus has it again, and what was unfolded is unfolded, by their names.
+  function renew(place, ...children) {
+    const name = (one) => one.id || one.dataset.word || one.dataset.value || one.dataset.name || one.getAttribute("aria-label") || one.textContent;
+    const focused = place.contains(document.activeElement) ? name(document.activeElement) : null;
+    const open = new Set([...place.querySelectorAll("details[open] > summary")].map(name));
+    place.replaceChildren(...children);
+    for (const summary of place.querySelectorAll("summary")) summary.parentElement.open ||= open.has(name(summary));
+    if (focused) [...place.querySelectorAll("button, select, input, summary, pre, a")].find((one) => name(one) === focused)?.focus({ preventScroll: true });
+  }
+
   const MOST = 4; // overlays that can be told apart
 
   // a hue a word: its own by its place, unless another shown word has it
@@ -62,9 +72,7 @@
     return made;
   }
 
-  // Chips are made once a run and a state; the focus stays on the word that had it.
   function drawChips(place, view, state, press) {
-    const focused = document.activeElement && document.activeElement.dataset.word;
     const colors = hues(view, state.words);
     const line = element("p", { className: "line" });
     let last = 0;
@@ -84,8 +92,7 @@
       more.append(...(names.length ? [" special tokens: ", ...names] : [" this recipe has no special tokens "]));
     }
     const warnings = view.notes.warnings.map((text) => element("p", { className: "warning" }, text));
-    place.replaceChildren(line, ...(more.childNodes.length ? [more] : []), ...warnings);
-    if (focused) [...place.querySelectorAll("button")].find((button) => button.dataset.word === focused)?.focus();
+    renew(place, line, ...(more.childNodes.length ? [more] : []), ...warnings);
   }
 
   // What a press on a word does to the state; gives a sentence where it did not do what was asked.
@@ -112,5 +119,5 @@
     return `${MOST} overlays can be told apart; “${gone}” was taken away`;
   }
 
-  Object.assign(V, { element, hues, drawChips, pressed });
+  Object.assign(V, { element, renew, hues, drawChips, pressed });
 })((window.Voxplain = window.Voxplain || {}));

@@ -93,7 +93,7 @@
       ink.strokeStyle = "rgba(0, 0, 0, 0.8)";
       ink.lineWidth = 3 * scale;
       ink.strokeText(letter, x, y);
-      ink.fillStyle = "rgba(255, 255, 255, 0.9)";
+      ink.fillStyle = "#ffd98a"; // seen on bone and on air
       ink.fillText(letter, x, y);
     }
   }

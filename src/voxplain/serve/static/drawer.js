@@ -1,9 +1,11 @@
 // For researchers: steps, recipes, special tokens, other runs, regions, code; and the dialog for new runs.
 "use strict";
 (function (V) {
-  const { element, slider } = V;
+  const { element, renew, slider } = V;
 
   const partsOf = (view, recipe) => view.recipes.filter((each) => each.part && each.part.of === recipe).sort((a, b) => a.part.number - b.part.number);
+
+  const layersAlone = (view, recipe) => view.recipes.filter((each) => each.layer && each.layer.of === recipe);
 
   function section(title, ...children) {
     return element("section", {}, element("h2", {}, title), ...children.filter(Boolean));
@@ -13,21 +15,31 @@
     const { view, state } = app;
     const parts = partsOf(view, state.recipe);
     if (!parts.length) return section("Steps", element("p", { className: "soft" }, "No maps of parts of the steps were recorded for this recipe; explain with --per-step 5 to have them."));
-    const shown = (number) => (number ? `part ${number} of ${parts.length}` : "all steps");
-    const move = slider("Part", "part", state.part, [0, parts.length, 1], shown, (part) => app.set({ part }, true));
-    const play = element("button", { type: "button", "aria-pressed": String(Boolean(app.playing)), onclick: () => app.play() }, app.playing ? "Stop" : "Play");
+    const shown = (number) => (number ? `${number} of ${parts.length}` : "all");
+    const move = slider("Part", "part", state.part, [0, parts.length, 1], shown, (part) => app.set({ part, layer: "" }, true));
+    const play = element("button", { type: "button", id: "play", "aria-pressed": String(Boolean(app.playing)), onclick: () => app.play() }, app.playing ? "Stop" : "Play");
     return section("Steps", move, play);
+  }
+
+  function layers(app) {
+    const { view, state } = app;
+    const alone = layersAlone(view, state.recipe);
+    if (!alone.length) return section("Layers", element("p", { className: "soft" }, "No maps of single layers were recorded for this recipe; explain with --per-layer to have them, or with --layers PATTERN for a run of some layers."));
+    const options = [["", "all layers of the recipe"], ...alone.map(({ layer, grid }) => [layer.name, `${layer.name}, ${grid.join(" × ")}`])];
+    const chosen = element("select", { id: "layer", onchange: (event) => app.set({ layer: event.target.value, part: 0 }) },
+      ...options.map(([value, text]) => element("option", { value, selected: value === state.layer }, text)));
+    return section("Layers", element("label", { htmlFor: "layer" }, "Maps of "), chosen);
   }
 
   function recipes(app) {
     const { view, state } = app;
     const options = V.mainRecipes(view).map((recipe) => element("option", { value: recipe.name, selected: recipe.name === state.recipe }, recipe.name));
-    const chosen = element("select", { id: "recipe", onchange: (event) => app.set({ recipe: event.target.value, part: 0 }) }, ...options);
-    const recipe = view.recipe(state.recipe);
-    const layers = recipe.layers.length ? element("details", {}, element("summary", {}, `${recipe.layers.length} layers`), element("ul", { className: "code" }, ...recipe.layers.map((layer) => element("li", {}, layer)))) : null;
+    const chosen = element("select", { id: "recipe", onchange: (event) => app.set({ recipe: event.target.value }) }, ...options);
+    const recipe = view.recipe(app.recipeNow());
+    const listed = recipe.layers.length ? element("details", {}, element("summary", {}, `${recipe.layers.length} layer${recipe.layers.length > 1 ? "s" : ""}`), element("ul", { className: "code" }, ...recipe.layers.map((layer) => element("li", {}, layer)))) : null;
     const facts = element("p", { className: "soft" }, `${recipe.formula}. Source: ${recipe.source}. Grid ${recipe.grid.join(" × ")}.`);
     const specials = element("label", {}, element("input", { type: "checkbox", checked: state.specials, onchange: (event) => app.set({ specials: event.target.checked }) }), " special tokens and padding as words");
-    return section("Recipe", element("label", { htmlFor: "recipe" }, "Maps of "), chosen, facts, layers, specials);
+    return section("Recipe", element("label", { htmlFor: "recipe" }, "Maps of "), chosen, facts, listed, specials);
   }
 
   function compare(app) {
@@ -75,14 +87,12 @@
     place.hidden = !app.state.drawer;
     document.getElementById("drawer-open").setAttribute("aria-expanded", String(app.state.drawer));
     if (place.hidden) return;
-    const active = document.activeElement && place.contains(document.activeElement) ? document.activeElement.id : null;
-    place.replaceChildren(steps(app), recipes(app), compare(app), region(app), code(app), origin(app));
-    if (active) document.getElementById(active)?.focus();
+    renew(place, steps(app), layers(app), recipes(app), compare(app), region(app), code(app), origin(app));
   }
 
   function drawNew(dialog, app) {
     const { generate, view } = app;
-    const prompt = element("textarea", { id: "new-prompt", rows: 3, maxLength: 2000, value: view.prompt });
+    const prompt = element("textarea", { id: "new-prompt", rows: 3, maxLength: generate.longest, value: view.prompt });
     const seed = element("input", { id: "new-seed", type: "number", min: 0, max: 2 ** 31 - 1, value: 0 });
     const count = element("input", { id: "new-steps", type: "number", min: 1, max: generate.most_steps, value: generate.steps });
     const start = element("button", { type: "submit", className: "main" }, "Generate");
@@ -106,5 +116,5 @@
     place.replaceChildren(element("span", {}, text), bar, element("button", { type: "button", onclick: stop }, "Stop"));
   }
 
-  Object.assign(V, { drawDrawer, drawNew, drawProgress, partsOf });
+  Object.assign(V, { drawDrawer, drawNew, drawProgress, partsOf, layersAlone });
 })((window.Voxplain = window.Voxplain || {}));

@@ -12,6 +12,7 @@
 
   async function layersOf(view, recipe, state, grid) {
     const colors = V.hues(view, state.words);
+    const { unit } = view.recipe(recipe);
     const known = (names) => names.filter((name) => view.has(recipe, name));
     const layers = [];
     for (const name of known(state.words)) {
@@ -34,7 +35,7 @@
       const made = V.joint(heats, state.top);
       layers.push({ label: sure.join(" + "), values: made.on(grid), low: made.lowest * 0.999, high: made.maximum, table: V.HEATED, hue: [245, 125, 21], peak: peakOf(made, view) });
     }
-    return layers;
+    return layers.map((layer) => ({ ...layer, unit }));
   }
 
   function layerOf(heat, label, hue, sure, top, grid, peak) {
@@ -66,12 +67,12 @@
         const place = n < 128 ? 255 - 2 * n : 2 * n - 255;
         for (let c = 0; c < 3; c++) bar[3 * n + c] = table[3 * Math.max(0, place) + c];
       }
-      layers.push({ label: `${name}: less here (blue), more here (orange)`, values, low: 0.12, high: 1, table: V.WARMER, negative: V.COLDER, signed: true, bar, hue: [240, 130, 40] });
+      layers.push({ label: `${name}: less here (blue), more here (orange)`, values, unit: "each map relative to its own maximum", low: 0.12, high: 1, table: V.WARMER, negative: V.COLDER, signed: true, bar, hue: [240, 130, 40] });
     }
     return layers;
   }
 
-  const title = (view, recipe) => `${V.recipeLabel(view, view.recipe(recipe))}`;
+  const title = (view, recipe) => V.recipeLabel(view, view.recipe(recipe));
 
   const nameOf = (variant) => `${variant.kind}/${variant.word}`;
 
@@ -101,12 +102,11 @@
     other.window(...(windows[state.window] ?? Object.values(windows)[0]));
     other.goWorld(stage.world(stage.voxel));
     if (kind === "variant") {
-      const made = there;
-      other.caption.textContent = `same noise, ${made.kind === "without" ? "without" : "side swapped:"} “${made.word}”${state.difference ? ", and what changed" : ""}`;
+      other.caption.textContent = `same noise, ${there.kind === "without" ? "without" : "side swapped:"} “${there.word}”${state.difference ? ", and what changed" : ""}`;
       if (state.difference) {
-        const heat = await view.difference(Number(chosen), nameOf(made));
-        layers = [layerOf(heat, `difference (${view.sample.unit})`, [245, 125, 21], true, state.top, other.grid)];
-        layers[0].table = V.HEATED;
+        const heat = await view.difference(Number(chosen), nameOf(there));
+        const made = layerOf(heat, "difference of the images", [245, 125, 21], true, state.top, other.grid);
+        layers = [{ ...made, table: V.HEATED, unit: `size of the change in ${view.sample.unit}` }];
       }
     } else if (kind === "run" && state.difference) {
       other.caption.textContent = `${theirs.id} less ${view.id}: ${title(theirs, recipe)}`;
@@ -175,7 +175,7 @@
       s: () => solo(app),
       j: () => (document.activeElement?.dataset.word ? app.press(document.activeElement.dataset.word, true) : app.say("move to a word by Tab first")),
       h: () => app.set({ hidden: !state.hidden }),
-      Escape: () => app.set({ words: [], joined: [], kept: null }),
+      Escape: () => (app.stage.drawing || app.stage.region ? app.clearRegion() : app.set({ words: [], joined: [], kept: null })),
       e: () => app.set({ recipe: recipes()[(recipes().indexOf(state.recipe) + 1) % recipes().length] }),
       b: () => app.sideBySide(),
       o: () => app.set({ outline: !state.outline }),
@@ -204,6 +204,7 @@
     document.addEventListener("keyup", (event) => {
       if (event.key === " " && app.peeking) app.set({ hidden: (app.peeking = false) });
     }, true);
+    addEventListener("hashchange", () => location.reload()); // a link to another view, put into this page's address
     at("run").addEventListener("change", (event) => app.open(event.target.value));
     at("drawer-open").addEventListener("click", () => app.set({ drawer: !state.drawer }));
     at("help-open").addEventListener("click", () => at("help").showModal());

@@ -1,9 +1,9 @@
 // The side: how maps are displayed, what their colors mean, and which words count at the crosshair.
 "use strict";
 (function (V) {
-  const { element } = V;
+  const { element, renew } = V;
 
-  const short = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value === 0 ? "0" : Math.abs(value) >= 0.01 ? value.toPrecision(2) : value.toExponential(1));
+  const short = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value === 0 ? "0" : Math.abs(value) >= 0.0001 ? value.toPrecision(2) : value.toExponential(1));
 
   function slider(text, id, value, range, shown, changed) {
     const output = element("output", { htmlFor: id }, shown(value));
@@ -24,8 +24,8 @@
   const toggle = (text, key, on, changed, name) =>
     element("button", { type: "button", className: "toggle", "aria-pressed": String(on), title: `key ${key}`, "data-name": name, onclick: changed }, text);
 
-  // recipes that a person chooses between: not those of parts of the steps
-  const mainRecipes = (view) => view.recipes.filter((recipe) => !recipe.part);
+  // recipes that a person chooses between: not those of parts of the steps or of one layer
+  const mainRecipes = (view) => view.recipes.filter((recipe) => !recipe.part && !recipe.layer);
 
   function recipeLabel(view, recipe) {
     const alone = mainRecipes(view).filter((each) => each.title === recipe.title).length === 1;
@@ -45,12 +45,12 @@
         toggle("Side by side", "B", state.beside.startsWith("recipe"), () => app.sideBySide(), "beside"),
         toggle("Outline only", "O", state.outline, () => app.set({ outline: !state.outline }), "outline"),
         toggle("Hide maps", "H, or hold space", state.hidden, () => app.set({ hidden: !state.hidden }), "hide")),
-      slider("Show top", "top", state.top, [1, 100, 1], (value) => `${value} %`, (top) => app.set({ top }, true)),
+      slider("Show top", "show-top", state.top, [1, 100, 1], (value) => `${value} %`, (top) => app.set({ top }, true)),
       slider("Opacity", "opacity", state.opacity, [0, 100, 1], (value) => `${value} %`, (opacity) => app.set({ opacity }, true)),
       element("h2", {}, "Window"),
       choice("Window", windows, state.window, (window) => app.set({ window })),
     ];
-    const canMake = app.generate && app.generate.variants && view.generated && state.last && view.words.some((word) => word.label === state.last);
+    const canMake = app.generate && view.generated && state.last && view.words.some((word) => word.label === state.last);
     if (variants.length || canMake) {
       const made = variants.map(([value, label]) =>
         element("button", { type: "button", className: "toggle", "aria-pressed": String(state.beside === value), onclick: () => app.set({ beside: state.beside === value ? "" : value }) }, label));
@@ -63,7 +63,7 @@
           toggle("Difference", "D", state.difference, () => app.set({ difference: !state.difference }), "difference"),
           toggle("Flicker", "F", state.flicker, () => app.set({ flicker: !state.flicker }), "flicker")));
     }
-    place.replaceChildren(...rows);
+    renew(place, ...rows);
   }
 
   function bar(table) {
@@ -77,20 +77,21 @@
   // One line a layer: name, colors, the values they span; then the unit and whether words share a scale.
   function drawLegend(place, app, layers) {
     const { view, state } = app;
+    const units = new Set(layers.map((layer) => layer.unit));
+    const said = (unit) => `${unit[0].toUpperCase()}${unit.slice(1)}`;
     const lines = layers.map((layer) => {
       const jump = layer.peak ? element("button", { type: "button", className: "peak", title: "go to where it is highest", "aria-label": `go to the peak of ${layer.label}`, onclick: () => app.go(layer.peak) }, "peak") : null;
       const name = element("span", { className: "name" }, layer.label);
       if (layer.flat) return element("li", { className: "unsure" }, name, element("span", { className: "verdict" }, view.notes.unsure), element("small", {}, "from a word that means nothing here: a faint film, no mask"));
       const low = layer.signed ? `−${short(layer.high)}` : short(layer.from ?? layer.low);
-      return element("li", {}, name, jump, bar(layer.bar ?? layer.table), element("small", { className: "range" }, element("span", {}, low), element("span", {}, short(layer.high))));
+      return element("li", {}, name, jump, bar(layer.bar ?? layer.table), element("small", { className: "range" }, element("span", {}, low), element("span", {}, short(layer.high))), units.size > 1 ? element("small", { className: "unit" }, said(layer.unit)) : null);
     });
-    const recipe = view.recipe(app.recipeNow());
     const scale = element("button", { type: "button", className: "toggle", "aria-pressed": String(state.across), onclick: () => app.set({ across: !state.across }) }, "One scale for all words");
     const what = state.across ? "one scale for all words" : "each word on its own scale";
     const text = lines.length
-      ? [element("ul", {}, ...lines), element("p", { className: "soft" }, `${recipe.unit[0].toUpperCase()}${recipe.unit.slice(1)}; ${what}.`), scale]
+      ? [element("ul", {}, ...lines), element("p", { className: "soft" }, `${units.size > 1 ? "Units as said" : said(layers[0].unit)}; ${what}.`), scale]
       : [element("p", { className: "soft" }, state.hidden ? "Maps are hidden." : "Press a word to see its map; shift-press joins words into one map.")];
-    place.replaceChildren(element("h2", {}, "Legend"), ...text.filter(Boolean));
+    renew(place, element("h2", {}, "Legend"), ...text.filter(Boolean));
   }
 
   function drawRanking(place, app, words, title) {
@@ -106,11 +107,11 @@
       const made = element("li", { className: entry.sure ? "" : "unsure", title: entry.sure ? "" : view.notes.unsure }, name, meter, value);
       return made;
     });
-    place.replaceChildren(element("h2", {}, title), element("ol", {}, ...items));
     const notes = [];
     if (words.some((entry) => !entry.sure)) notes.push(`Dashed words are ${view.notes.unsure} from a word that means nothing here.`);
     if (uniform) notes.push(`The yellow mark is an even spread over the context, ${short(uniform)}.`);
-    if (notes.length) place.append(element("p", { className: "soft" }, notes.join(" ")));
+    const below = notes.length ? [element("p", { className: "soft" }, notes.join(" "))] : [];
+    renew(place, element("h2", {}, title), element("ol", {}, ...items), ...below);
   }
 
   const HELP = [
@@ -119,7 +120,7 @@
     ["J", "join the word that has the focus"],
     ["S", "solo: only the last word; again: back"],
     ["H, or hold space", "hide all maps, or peek under them"],
-    ["Esc", "take all maps away"],
+    ["Esc", "take a region away, else all maps"],
     ["E", "attended to / changed"],
     ["B", "both side by side"],
     ["O", "outlines only"],

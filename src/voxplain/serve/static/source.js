@@ -2,13 +2,14 @@
 "use strict";
 (function (V) {
   const failed = async (response) => {
-    let text = `${response.status} ${response.statusText}`;
+    const said = await response.text(); // JSON by the routes, plain text by what stands before them
+    let text = said;
     try {
-      text = (await response.json()).detail || text;
+      text = JSON.parse(said).detail;
     } catch {
-      // the answer was no JSON: its status says enough
+      // plain text
     }
-    return new Error(text);
+    return new Error(typeof text === "string" && text ? text : `${response.status} ${response.statusText}`);
   };
 
   class ServerSource {

@@ -184,6 +184,7 @@
     askRegion(done) {
       const canvas = this.inkCanvas;
       canvas.classList.add("drawing");
+      this.drawing = true;
       const at = (event) => {
         const box = canvas.getBoundingClientRect();
         return [((event.clientX - box.left) / box.width) * canvas.width, ((event.clientY - box.top) / box.height) * canvas.height];
@@ -201,6 +202,7 @@
         this.region.points.push(tile.index(...at(event)));
         V.drawInk(this);
       };
+      canvas.onpointercancel = () => (tile = this.region = null);
       canvas.onpointerup = () => {
         if (!tile) return;
         tile = null;
@@ -211,7 +213,8 @@
 
     endRegion() {
       this.inkCanvas.classList.remove("drawing");
-      this.inkCanvas.onpointerdown = this.inkCanvas.onpointermove = this.inkCanvas.onpointerup = null;
+      this.drawing = false;
+      this.inkCanvas.onpointerdown = this.inkCanvas.onpointermove = this.inkCanvas.onpointerup = this.inkCanvas.onpointercancel = null;
     }
 
     bitsInside({ through, columns, rows, points }) {

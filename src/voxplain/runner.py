@@ -6,6 +6,7 @@ rows were made with, so rows of other settings are never mixed in. A worker is m
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ Progress = Callable[[int, int, float], None]  # (done, of all, seconds left)
 
 RESERVED = ("case", "seconds", "failed")
 EXECUTORS = ("serial", "ray")
+ALONE = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the second: the loopback address alone
+OBJECTS = 2**28  # bytes that Ray may hold between processes: rows and sources are small
 
 
 def run(
@@ -246,8 +249,9 @@ def _on_ray(
 def _started(workers: int, address: str | None) -> tuple[Any, bool]:
     """Ray, and whether it was started or joined here. Without an address it is this machine's alone, with a token."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is loaded
+    if address is None and "ray" not in sys.modules:  # read when Ray is loaded: later, its two halves would disagree
+        for name, value in ALONE.items():
+            os.environ.setdefault(name, value)
     try:
         ray = import_module("ray")
     except ImportError as error:
@@ -255,7 +259,7 @@ def _started(workers: int, address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     if address is None:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=OBJECTS)
     else:
         ray.init(address=address, log_to_driver=False)
     return ray, True

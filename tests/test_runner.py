@@ -1,15 +1,17 @@
 """A run that is cut short anywhere goes on as if nothing had happened, and no case is computed twice."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from voxplain import runner
 from voxplain.metrics import Undefined
-from voxplain.studies import runner
 
 CASES = [(f"case-{number}", number) for number in range(6)]
 
@@ -221,7 +223,7 @@ def test_ray_gives_the_same_rows_with_one_preparation_a_worker(tmp_path, monkeyp
     assert sorted(rows_of(path), key=lambda row: row["case"]) == expected
     assert log.count("worker") == 3  # two, and one for the worker that died
     assert log[0] == {
-        "num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1",
+        "num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "object_store_memory": runner.OBJECTS,
     }  # fmt: skip
     assert log[-1] == "shut down" and log.count("killed") == 2
 
@@ -235,7 +237,19 @@ def test_workers_that_would_wait_forever_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (voxplain[ray])")
 def test_real_ray_gives_the_same_rows(tmp_path):
-    pytest.importorskip("ray")
-    path = runner.run(CASES, prepared([]), tmp_path / "rows.jsonl", executor="ray", workers=2)
-    assert sorted(rows_of(path), key=lambda row: row["case"]) == EXPECTED
+    def prepare():
+        def work(number):  # nothing of this file, which workers cannot import
+            if number == 4:
+                raise ValueError("four is not liked, says /home/someone")
+            return {"value": 2 * number, "process": os.getpid()}
+
+        return work
+
+    path = runner.run(CASES, prepare, tmp_path / "rows.jsonl", executor="ray", workers=2)
+    rows = sorted(rows_of(path), key=lambda row: row["case"])
+    processes = {row.pop("process") for row in rows if "process" in row}
+    assert rows == EXPECTED
+    assert os.getpid() not in processes and len(processes) == 2
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

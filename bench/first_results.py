@@ -1,0 +1,296 @@
+"""How well maps point: every shipped model on phantoms and on real images, by `voxplain evaluate`'s own functions.
+
+    python bench/first_results.py --split dev --count 4          # a trial; choices are made on dev alone
+    python bench/first_results.py phantoms                       # 1,000 test phantoms, 200 for what is costly
+    python bench/first_results.py generated                      # 300 generated volumes, truth by the rule segmenter
+    python bench/first_results.py shift                          # anatomy out of the range of training
+    VOXPLAIN_SHARED=... python bench/first_results.py real       # the open CT volumes and chest films
+    python bench/first_results.py summary                        # bench/results/first_results.json
+
+Each job is a report folder below bench/runs/first-results/ and goes on where it was stopped. What cannot be run, such
+as a model that does not ship, is skipped with the reason, which the summary keeps. Jobs on the split `test` append a
+line to bench/results/test_log.jsonl: test seeds report, they never choose.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import RESULTS, write
+
+import voxplain
+from voxplain.adapters import as_adapter
+from voxplain.datasets.base import Excluded
+from voxplain.datasets.opening import build
+from voxplain.datasets.phantom import segmenter
+from voxplain.datasets.phantom.cases import SPLITS, held_out, plan_finding
+from voxplain.datasets.phantom.findings import CORE
+from voxplain.datasets.phantom.impressions import request
+from voxplain.datasets.phantom.registration import register
+from voxplain.io.nifti import write_volume
+from voxplain.runner import read_rows, run
+from voxplain.studies.benchmark import Settings, evaluate
+from voxplain.studies.benchmark_cases import Records, Runs, Source
+from voxplain.studies.benchmark_phantoms import Phantoms, numbered
+
+RUNS = Path(__file__).parent / "runs" / "first-results"
+VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
+CHEAP = ("mean", "selected", "effect")
+COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
+PARTS = ["phantoms", "generated", "shift", "real", "summary"]
+SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
+CHESTS = ("lungdx_a0001", "cip_ct64", "totalseg_mediastinum")  # the last is cropped: of it, the heart alone is read
+
+
+@dataclass(frozen=True)
+class Job:
+    """One report: a model, cases, and how they are read. `texts` says how labels are read by other words."""
+
+    model: str
+    data: str
+    count: int
+    methods: tuple[str, ...] = CHEAP
+    profile: str = "renoise"
+    split: str = "test"
+    labels: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        way = "costly" if self.methods == COSTLY else self.profile
+        read = "".join(f"-as-{text}" for text in self.texts.values())
+        return f"{Path(self.model).name}-{self.data}-{self.split}-{way}{read}".replace(" ", "_")
+
+    def source(self) -> Source:
+        """The cases; FileNotFoundError where the open images are not there."""
+        if self.data == "phantoms":
+            return Phantoms(self.count, self.split)
+        if self.data == "generated":
+            return Runs(made_runs(self.model, self.split, self.count))
+        built = build(self.data)
+        if self.data == "shared-ct-structures":
+            kept = tuple(record for record in built.records if record.patient in CHESTS)
+            built = replace(built, records=kept)
+        return Records(built, None, self.count, labels=self.labels, texts=self.texts)
+
+
+def phantoms(models: tuple[str, ...], split: str, count: int, few: int) -> Iterator[Job]:
+    """The default read-out on many cases; inversion, generation and the costly baselines on fewer."""
+    for model in models:
+        yield Job(model, "phantoms", count, split=split)
+        if split != "shift":
+            yield Job(model, "phantoms", few, profile="invert", split=split)
+            yield Job(model, "phantoms", few, profile="generate", split=split)
+            yield Job(model, "phantoms", few, COSTLY, split=split)
+
+
+def flat(model: str) -> bool:
+    """Whether it makes pictures, by its name."""
+    return "2d" in Path(model).name
+
+
+def real(models: tuple[str, ...], count: int) -> Iterator[Job]:
+    """Chest CT by the models of volumes, films by those of pictures; findings by words that the models know."""
+    common: dict[str, Any] = {"count": count, "split": "all"}
+    for model in models:
+        if flat(model):
+            continue
+        organs = ("left lung", "right lung", "heart")
+        yield Job(model, "shared-ct-structures", labels=organs, **common)
+        yield Job(model, "shared-ct-structures", labels=("mass",), texts={"mass": "nodule"}, **common)
+    for model in filter(flat, models):
+        yield Job(model, "shared-cxr-lungs", **common)
+        for text in ("consolidation", "opacity"):
+            labels = {"labels": ("pneumonia",), "texts": {"pneumonia": text}}
+            yield Job(model, "shared-nih_cxr-boxes", **labels, **common)
+
+
+def made_runs(model: str, split: str, count: int) -> Path:
+    """A table of run folders, one for each prompt with one finding, with the masks that the rules see in the volume."""
+    folder = RUNS / f"{Path(model).name}-made-{split}"
+    cases = [(f"{number:04d}", number) for number in range(count)]
+
+    def prepare() -> Callable[[int], dict[str, str]]:
+        return partial(made_run, opened(model), folder, split)
+
+    rows = run(
+        cases, prepare, folder / "made.jsonl", about={"model": model, "split": split}, progress=shown(folder.name)
+    )
+    table = folder / "runs.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("run", "mask", "words", "label", "region", "patient", "group"))
+        writer.writeheader()
+        for row in sorted(read_rows(rows), key=lambda row: row["case"]):
+            if "failed" not in row:
+                writer.writerow({name: row[name] for name in writer.fieldnames})
+    return table
+
+
+def made_run(model: Any, folder: Path, split: str, number: int) -> dict[str, str]:
+    """Generate one volume with every recipe, and find in it what was asked for; `Excluded` where it is not there."""
+    rng = np.random.default_rng((83, SPLITS[split], number))
+    plan = plan_finding(rng, CORE[number % len(CORE)])
+    asked = request([plan], rng)
+    mention = next(one for one in asked.findings if not one.negated)
+    adapter = as_adapter(model)
+    recipes = [name for name in CHEAP if adapter.localizing_layers or name != "selected"]
+    words = numbered(adapter.tokenize(asked.text), mention.span)
+    made = voxplain.explain(model, asked.text, seed=number, recipes=recipes, phrases=[words])
+    volume, geometry = made.sample.image[0], made.sample.geometry
+    seen = [one for one in segmenter.findings(volume) if one.kind == mention.kind]
+    masks = [one.mask for one in seen if mention.side in (None, one.side) or one.side == "bilateral"]
+    if not masks:
+        raise Excluded("the rules do not find in the volume what was asked for")
+    place = folder / f"{number:04d}"
+    voxplain.io.save_run(made, place, overwrite=True)
+    anatomy = register(volume)
+    sides = {f"{side} lung": anatomy.side(side) for side in ("left", "right")}
+    region = {**anatomy.lobes(), **sides, "lungs": anatomy.lungs}.get(mention.region)
+    write_volume(place / "truth.nii.gz", np.logical_or.reduce(masks), geometry, np.uint8)
+    if region is not None:
+        write_volume(place / "region.nii.gz", region, geometry, np.uint8)
+    group = "held out" if held_out(plan) else "seen"
+    paths = {"run": place.name, "mask": f"{place.name}/truth.nii.gz"}
+    inside = f"{place.name}/region.nii.gz" if region is not None else ""
+    return {**paths, "words": words, "label": mention.kind, "region": inside, "patient": place.name, "group": group}
+
+
+def done(job: Job, steps: int, used: int) -> str:
+    """Run a job, or go on with it; the reason why it cannot be run, or ""."""
+    try:
+        opened(job.model)
+        source = job.source()
+        cases = len(source.cases())
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    named = as_adapter(opened(job.model)).localizing_layers  # a model that names none has no recipe "selected"
+    methods = tuple(name for name in job.methods if named or name != "selected")
+    folder, settings = RUNS / job.name, Settings(methods, job.profile, steps=steps, used=used)
+    before = _finished(folder)
+    began = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    options = {"opener": None if isinstance(source, Runs) else partial(opened, job.model), "settings": settings}
+    try:
+        evaluate(source, folder, command=_command(), model=job.model, progress=shown(job.name), **options)
+    except ValueError as error:  # no case could be scored, as by a model that cannot be inverted
+        return str(error)
+    print(f"\r{job.name}: {cases} cases, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    new = _finished(folder) - before
+    if job.split == "test" and new:
+        weights = json.loads((folder / "results.json").read_text())["weights"]
+        line = {"stage": f"first_results {job.name}", "weights": weights, "cases": cases, "new": new}
+        with (RESULTS / "test_log.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "date": time.strftime("%Y-%m-%d")}) + "\n")
+    return ""
+
+
+def summarize(skipped: Mapping[str, str]) -> Path:
+    """All reports in one file, and a table of the main figures: a row for each job, map and group of cases."""
+    figures, table = {}, []
+    for path in sorted(RUNS.glob("*/results.json")):
+        made = json.loads(path.read_text())
+        kept = ("weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out", "tables")
+        figures[path.parent.name] = {name: made[name] for name in kept}
+        tables = {one["name"]: one for one in made["tables"]}
+        for name in made["methods"]:
+            row: dict[str, Any] = {"job": path.parent.name, "map": name, "n": made["scored"]}
+            for metric in SHOWN:
+                if metric in tables:
+                    row[metric] = _cell(tables[metric], "mean over findings", name)
+                    row[f"{metric}, all cases"] = _cell(tables[metric], "all cases", name)
+                    row[f"{metric}, best control"] = _best(tables[metric], made["methods"])
+            for line in tables.get("groups", {"rows": []})["rows"]:
+                if line[0].startswith("auc_roc_inside, "):
+                    columns = tables["groups"]["columns"]
+                    row[line[0]] = line[columns.index(name)] if name in columns else None
+            table.append(row)
+    return write("first_results", _command(), {"jobs": figures, "skipped": dict(skipped)}, table)
+
+
+def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:
+    (row,) = [row for row in table["rows"] if row[0] == line]
+    return row[table["columns"].index(column)]
+
+
+def _best(table: Mapping[str, Any], methods: list[str]) -> str | None:
+    """The highest control that knows neither the model nor the truth, with its mean over findings."""
+    oracles = ("oracle of the grid", "chance", "n", "without a value", "finding")
+    names = [name for name in table["columns"] if name not in (*methods, *oracles) and not name.startswith(methods[0])]
+    found = {name: _cell(table, "mean over findings", name) for name in names}
+    means = {name: cell[0] for name, cell in found.items() if cell}
+    best = max(means, key=lambda name: means[name], default=None)
+    return None if best is None else f"{best}: {means[best]:.3f}"
+
+
+def _finished(folder: Path) -> int:
+    rows = folder / "rows.jsonl"
+    return sum(1 for _ in read_rows(rows)) if rows.is_file() else 0
+
+
+@cache
+def opened(model: str) -> Any:
+    """The model, loaded once, on the GPU where there is one."""
+    return voxplain.load(model, device="cuda" if torch.cuda.is_available() else None)
+
+
+def shown(name: str) -> Callable[[int, int, float], None]:
+    """Progress on the error stream."""
+
+    def report(finished: int, total: int, left: float) -> None:
+        print(f"\r{name} {finished}/{total}, {left:.0f} s left ", end="", file=sys.stderr)
+
+    return report
+
+
+def _command() -> str:
+    return shlex.join(["python", f"bench/{Path(__file__).name}", *sys.argv[1:]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=["phantoms"], choices=PARTS)
+    parser.add_argument("--models", nargs="+", default=[*VOLUMES, *FLAT])
+    parser.add_argument("--split", default="test", choices=["dev", "test"])
+    parser.add_argument("--count", type=int, help="cases (1,000; generated and shift 300; real: all)")
+    parser.add_argument("--few", type=int, help="cases of what is costly (200)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--used", type=int, default=40)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    jobs: list[Job] = []
+    count, models = options.count or 1000, tuple(options.models)
+    few = options.few or min(200, count)
+    if "phantoms" in options.parts:
+        jobs += phantoms(models, options.split, count, few)
+    if "shift" in options.parts:
+        jobs += phantoms(models, "shift", min(count, 300), few)
+    if "generated" in options.parts:
+        some = options.count or 300
+        jobs += [Job(model, "generated", some, split=options.split) for model in models if not flat(model)]
+    if "real" in options.parts:
+        jobs += real(models, options.count or 10**6)
+    kept = RUNS / "skipped.json"
+    skipped = json.loads(kept.read_text()) if kept.is_file() else {}
+    for job in jobs:
+        skipped.pop(job.name, None)
+        if reason := done(job, options.steps, options.used):
+            skipped[job.name] = reason
+            print(f"{job.name}: skipped: {reason}", file=sys.stderr)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(skipped, indent=1) + "\n")
+    if "summary" in options.parts:
+        print(summarize(skipped))
+
+
+if __name__ == "__main__":
+    main()
