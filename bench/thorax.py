@@ -428,6 +428,8 @@ def summarize(label: str, split: str) -> None:
                 row[name.replace("_", " ")] = None if value is None else [value["mean"], value["low"], value["high"]]
             table.append(row)
     print(write("thorax", command, figures, table))
+    if cases := rows.get("generation"):
+        print(write("thorax_generation", command, {"see": "thorax.json"}, _generation_table(figures)))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -459,7 +461,10 @@ def _matches(asked: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[t
 
 
 def _generation(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all findings asked for: found at all, on the named side, in the named lobe; prompts not found stay in."""
+    """Of all findings asked for: found at all, on the named side, in the named lobe; prompts not found stay in.
+
+    `unasked`: of the volumes that a kind was not asked for, those in which it is found.
+    """
     asked = [(a, case["found"]) for case in cases for a in case["asked"]]
 
     def share(kind: str | None, place: str | None) -> dict[str, Any] | None:
@@ -468,6 +473,10 @@ def _generation(cases: list[dict[str, Any]]) -> dict[str, Any]:
             [any(x["kind"] == a["kind"] and (place is None or x[place] == a[place]) for x in f) for a, f in some]
         )
 
+    def unasked(kind: str) -> dict[str, Any] | None:
+        others = [case for case in cases if kind not in {a["kind"] for a in case["asked"]}]
+        return _share([any(x["kind"] == kind for x in case["found"]) for case in others])
+
     empty = [case["found"] for case in cases if not case["asked"]]
     others = [f["kind"] for case in cases for f in case["found"] if f["kind"] not in {a["kind"] for a in case["asked"]}]
     return {
@@ -475,12 +484,29 @@ def _generation(cases: list[dict[str, Any]]) -> dict[str, Any]:
         "found": {kind or "all": share(kind, None) for kind in (None, *KINDS)},
         "right_side": {kind or "all": share(kind, "side") for kind in (None, *SIDED)},
         "right_lobe": {kind or "all": share(kind, "lobe") for kind in (None, *LOBAR)},
+        "unasked": {kind: unasked(kind) for kind in KINDS},
         "denied_absent": _share(
             [all(f["kind"] != kind for f in case["found"]) for case in cases for kind in case.get("absent", [])]
         ),
         "no_finding_prompts_without_any": _share([not found for found in empty]),
         "unasked_findings_a_volume": len(others) / len(cases),
     }
+
+
+def _generation_table(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a kind: what was asked for and found, by both judges; and found without being asked for."""
+    table = []
+    for kind in ("all", *KINDS):
+        row: dict[str, Any] = {"generated volumes": kind}
+        for judge, name in (("rules", "generation"), ("reader", "generation_reader")):
+            for question in ("found", "right_side", "right_lobe", "unasked") if name in figures else ():
+                if share := figures[name][question].get(kind):
+                    row[f"{question.replace('_', ' ')}, {judge}"] = [share["mean"], share["low"], share["high"]]
+                    row.setdefault("asked for", share["n"])
+        if agreed := figures.get("judges_agree", {}).get(kind):
+            row["judges agree"], row["kappa"] = agreed["same"]["mean"], agreed["kappa"]
+        table.append(row)
+    return table
 
 
 def _agreement(cases: list[dict[str, Any]], read: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:

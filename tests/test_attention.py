@@ -58,18 +58,26 @@ def test_a_masked_token_gets_nothing_and_a_flat_bias_changes_nothing():
     assert torch.allclose(masked.sum(1), torch.ones(2, *GRID), atol=1e-6)
 
 
-def test_a_bias_of_each_query_reaches_that_query_also_in_chunks(monkeypatch):
+KERNELS = pytest.mark.parametrize("few", [0, 128], ids=["fused", "products"])  # keys up to which products are taken
+
+
+@KERNELS
+def test_a_bias_of_each_query_reaches_that_query_also_in_chunks(monkeypatch, few):
+    monkeypatch.setattr(attention, "FEW", few)
     bias = torch.zeros(2, 30, 6)
     bias[:, 17, 4] = 50.0
     call = make_call(bias=bias)
     assert call.probs().flatten(2)[:, 4, 17].min() > 0.999
     monkeypatch.setattr(attention, "CHUNK", 7 * 12)
+    monkeypatch.setattr(attention, "ROOM", 7 * 12)
     pieces = torch.cat([mixed for _, mixed in call.mixed(torch.eye(6))], dim=1)
     assert torch.allclose(pieces.mT, call.probs().flatten(2), atol=1e-6)
 
 
+@KERNELS
 @pytest.mark.parametrize("columns", [2, 4, 6])
-def test_mixed_values_are_probabilities_times_values_whatever_their_width(columns):
+def test_mixed_values_are_probabilities_times_values_whatever_their_width(monkeypatch, columns, few):
+    monkeypatch.setattr(attention, "FEW", few)
     call, values = make_call(), torch.randn(6, columns)
     ((_, mixed),) = call.mixed(values)
     assert torch.allclose(mixed[..., :columns], call.probs().flatten(2).mT @ values, atol=1e-6)
@@ -116,11 +124,14 @@ def test_a_streamed_mean_equals_the_stored_mean_in_any_order(order):
     np.testing.assert_allclose(mean, np.mean([rows(call) for call in calls], axis=0), atol=1e-6)
 
 
-def test_chunks_give_the_same_mean_as_the_whole(monkeypatch):
+@KERNELS
+def test_chunks_give_the_same_mean_as_the_whole(monkeypatch, few):
+    monkeypatch.setattr(attention, "FEW", few)
     whole, chunked = RunningMeans([PROMPT]), RunningMeans([PROMPT])
     for seed in range(3):
         whole.update(make_call(seed))
     monkeypatch.setattr(attention, "CHUNK", 1)
+    monkeypatch.setattr(attention, "ROOM", 1)
     assert len(list(make_call().mixed(torch.eye(6)))) == 30
     for seed in range(3):
         chunked.update(make_call(seed))

@@ -154,7 +154,7 @@ into such models. **No patient data; not for diagnosis; it has never seen a real
 | --- | --- |
 {rows}
 
-Measured figures, with their controls: `bench/results/{settings.name}.json` in the repository, and its README.
+Measured figures, with their controls: `bench/results/` in the repository, and its README.
 """
 
 
