@@ -1,4 +1,4 @@
-"""How fast the viewer is, in a real browser with software GL: the times of issue 5, on the page itself.
+"""How fast the viewer is, in a real browser with software GL, on the page itself.
 
     python bench/viewer.py --run runs/demo [--repeats 20]
 
