@@ -218,6 +218,7 @@ def compared(folder: str, pixels: int, steps: int, recipe: str) -> dict[str, Any
     subprocess.run([str(PEERS), str(script), folder, str(out), *arguments], check=True, env=environment)
     theirs = np.load(out)
     maps, found = theirs["maps"], {"recipe": recipe, "keys": int(theirs["keys"])}
+    torch.set_num_threads(1)  # as the other process: products are summed in another order on two
     pipe = load_pipeline(folder)
     pipe.set_progress_bar_config(disable=True)
     for kernel in ("stock", "same"):

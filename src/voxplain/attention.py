@@ -84,13 +84,13 @@ class AttentionCall:
     ) -> Iterator[tuple[slice, Float[Tensor, "heads cells columns"]]]:
         (heads, tokens, _), queries = self.key.shape, self.query.shape[1]
         size = min(queries, max(1, ROOM // (heads * tokens)))
-        key, room = (self.key.float() * self.scale).mT, torch.empty(2, heads, size, tokens)
+        key, room = self.key.float().mT, torch.empty(2, heads, size, tokens)
         for first in range(0, queries, size):
             cells = slice(first, first + size)
             query, bias = self.query[:, cells].float(), self._bias(cells)
             scores, probs = room[:, :, : query.shape[1]]
             with torch.autocast("cpu", enabled=False):
-                torch.bmm(query, key, out=scores)
+                torch.baddbmm(scores, query, key, beta=0, alpha=self.scale, out=scores)
                 if bias is not None:
                     scores += bias
                 made = torch.softmax(scores, -1, out=probs) @ values
