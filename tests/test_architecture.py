@@ -146,7 +146,7 @@ SIBLINGS = {
     "serve.generating": ["serve.jobs", "serve.library"],
     "serve.app": ["serve.api", "serve.guard", "serve.jobs", "serve.library", "serve.offline", "serve.page"],
     "serve.starting": ["serve.guard"],
-    "serve.study": ["serve.describing", "serve.guard", "serve.library", "serve.packing"],
+    "serve.study": ["serve.describing", "serve.guard", "serve.library", "serve.packing", "serve.page"],
     "testing": ["testing"],
 }
 HEAVY = {"torch", "monai", "transformers", "diffusers", "torchvision"}  # what values and reading never load

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,6 @@ def drawn(grid, tokens=2, seed=0):
     ],
 )
 def test_it_equals_torch(ours, theirs, grid, shape):
-    torch = pytest.importorskip("torch")
     maps = drawn(grid)
     expected = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], shape, mode=theirs)[0].numpy()
     assert np.abs(resample(maps, shape, mode=ours) - expected).max() < 1e-5

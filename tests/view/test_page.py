@@ -145,6 +145,13 @@ def test_one_recipe_and_statistics_over_seeds_are_shown():
     assert len(figure(several, ["Large"]).axes) == 2  # a panel and the color bar
 
 
+def test_maps_of_parts_and_single_layers_are_left_to_the_viewer(explanation):
+    mean = explanation.attributions["mean"]
+    alone = replace(mean, provenance={**mean.provenance, "statistic": "layer up.1.attn2"})
+    page = report(replace(explanation, attributions={**explanation.attributions, "mean layer up.1.attn2": alone}))
+    assert "up.1.attn2" not in page and "recipe mean" in page
+
+
 def test_the_table_holds_plain_values(explanation):
     rows = word_rows(explanation)
     assert [row["word"] for row in rows] == [

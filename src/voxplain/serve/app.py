@@ -1,7 +1,6 @@
 """The viewer as an ASGI application: our page, its static files, the API, and whatever routers come with it."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from voxplain.serve.api import api_router, loaded
@@ -9,7 +8,7 @@ from voxplain.serve.guard import Access, Guard
 from voxplain.serve.jobs import Jobs
 from voxplain.serve.library import Library
 from voxplain.serve.offline import interactive
-from voxplain.serve.page import SCRIPTS, STYLE, page
+from voxplain.serve.page import SCRIPTS, STYLE, page, serve_static
 from voxplain.view.page import report
 
 STATIC = {**{name: "text/javascript" for name in SCRIPTS}, STYLE: "text/css", "icon.svg": "image/svg+xml"}
@@ -24,8 +23,8 @@ def build(library: Library, access: Access, *, jobs: Jobs | None = None, routers
 
     `routers` are FastAPI routers that are asked before our own, so that one may take a path of ours.
     """
-    from fastapi import FastAPI, HTTPException
-    from fastapi.responses import HTMLResponse, Response
+    from fastapi import FastAPI
+    from fastapi.responses import HTMLResponse
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     for router in routers:
@@ -36,12 +35,7 @@ def build(library: Library, access: Access, *, jobs: Jobs | None = None, routers
     def viewer() -> HTMLResponse:
         return HTMLResponse(page())
 
-    @app.get("/static/{name}")
-    def static(name: str) -> Response:
-        if name not in STATIC:
-            raise HTTPException(404, "there is no such file")
-        content = files("voxplain.serve").joinpath("static", name).read_bytes()
-        return Response(content, media_type=STATIC[name], headers={"cache-control": "max-age=600"})
+    serve_static(app, STATIC)
 
     @app.get("/runs/{run}/report")
     def static_report(run: str) -> HTMLResponse:

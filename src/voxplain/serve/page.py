@@ -27,6 +27,19 @@ def text(name: str) -> str:
     return files("voxplain.serve").joinpath("static", name).read_text("utf-8")
 
 
+def serve_static(app: Any, types: Mapping[str, str]) -> None:
+    """Let a FastAPI application send the named files of the page, each with its media type, and no others."""
+    from fastapi import HTTPException
+    from fastapi.responses import Response
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in types:
+            raise HTTPException(404, "there is no such file")
+        content = files("voxplain.serve").joinpath("static", name).read_bytes()
+        return Response(content, media_type=types[name], headers={"cache-control": "max-age=600"})
+
+
 def page() -> str:
     """The page that asks a server for its data."""
     head = f'<link rel="icon" href="static/icon.svg"><link rel="stylesheet" href="static/{STYLE}">'

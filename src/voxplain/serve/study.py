@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from voxplain.serve.describing import describe
 from voxplain.serve.guard import Access, Guard
 from voxplain.serve.library import Library
 from voxplain.serve.packing import map_file, sample_file, to_ras
+from voxplain.serve.page import serve_static, text
 from voxplain.studies.reader_folder import Study
 from voxplain.studies.reader_plan import STEPS, Case, PlanError, Question, answer_problem
 from voxplain.studies.readers import Showing, check, overlay
@@ -194,14 +194,9 @@ def build_study(session: Session, access: Access) -> Guard:
 
     @app.get("/")
     def page() -> Response:
-        return Response(files("voxplain.serve").joinpath("static", "study.html").read_bytes(), media_type="text/html")
+        return Response(text("study.html"), media_type="text/html")
 
-    @app.get("/static/{name}")
-    def static(name: str) -> Response:
-        if name not in STATIC:
-            raise HTTPException(404, "there is no such file")
-        content = files("voxplain.serve").joinpath("static", name).read_bytes()
-        return Response(content, media_type=STATIC[name], headers={"cache-control": "max-age=600"})
+    serve_static(app, STATIC)
 
     @app.get("/api/study")
     def study() -> dict[str, Any]:

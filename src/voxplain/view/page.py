@@ -213,7 +213,9 @@ def _special(explanation: Explanation) -> str:
 def _origin(explanation: Explanation, views: Sequence[WordView]) -> str:
     facts = {name: value for name, value in origin(explanation).items() if name != "warnings"}
     every = explanation.attributions.items()
-    recipes = {f"recipe {name}": f"{one.recipe.formula} ({one.recipe.source})" for name, one in every}
+    recipes = {
+        f"recipe {name}": f"{one.recipe.formula} ({one.recipe.source})" for name, one in every if not detail(name, one)
+    }
     cautions = [
         image_note(explanation),
         "Attention is neither a cause nor a segmentation: a map shows where the model looked for a word.",
