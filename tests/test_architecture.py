@@ -129,7 +129,8 @@ SIBLINGS = {
     "studies.readers": ["studies.reader_plan"],
     "studies.reader_folder": ["studies.reader_plan", "studies.readers"],
     "studies.reading": ["studies.judging", "studies.loop"],
-    "studies.training": ["studies.loop", "studies.pool"],
+    "studies.phrases": ["studies.loop"],
+    "studies.training": ["studies.loop", "studies.phrases", "studies.pool"],
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
     "studies.given": ["studies.benchmark", "studies.benchmark_cases", "studies.rules"],
     # front

@@ -22,7 +22,7 @@ def test_a_prompt_gives_an_image_in_physical_units(tiny, spatial_dims):
     assert sample.image.shape == (1, *(16,) * spatial_dims)
     assert sample.unit == "HU" and sample.geometry.spacing == (5.0,) * spatial_dims
     assert sample.image.min() >= -1024 and sample.image.max() <= 1024
-    expected = {"model": "tiny", "weights": "untrained", "prompt": PROMPT, "seed": 3, "steps": 2, "guidance_scale": 2.0}
+    expected = {"model": "tiny", "weights": "untrained", "prompt": PROMPT, "seed": 3, "steps": 2, "guidance_scale": 3.0}
     assert expected.items() <= sample.provenance.items()
 
 

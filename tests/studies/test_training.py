@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from voxplain import load
 from voxplain.studies import training
 
 TINY = {
@@ -11,10 +13,26 @@ TINY = {
     "autoencoder_steps": 2,
     "detail_steps": 1,
     "autoencoder_batch": 2,
+    "text_steps": 2,
+    "text_batch": 4,
     "denoiser_steps": 3,
-    "alike_from": 2,  # so that both pools are used
     "denoiser_batch": 4,
 }
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Both pools of phantoms, drawn once."""
+    folder = tmp_path_factory.mktemp("pools")
+    for kind, alike in (("pool", False), ("alike-pool", True)):
+        training.Pool(folder / f"thorax-2d-{kind}", TINY["cases"], 4, 1, volumes=False, alike=alike).fill()
+    return folder
+
+
+@pytest.fixture
+def place(drawn, tmp_path):
+    """A folder of a name that holds the pools."""
+    return lambda name: shutil.copytree(drawn, tmp_path / name)
 
 
 class Killed(Exception):
@@ -25,30 +43,31 @@ def weights(folder):
     return {name: tensor for shard in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(shard).items()}
 
 
-def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_a_training_killed_at_any_step_ends_with_the_same_weights(place, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)  # a checkpoint after each step
 
     def kill(stage, done, steps, loss, left):
-        if (stage, done) in (("autoencoder", 2), ("denoiser", 2)) and (stage, done) not in seen:
+        if (stage, done) in (("text", 1), ("autoencoder", 2), ("denoiser", 2)) and (stage, done) not in seen:
             seen.add((stage, done))
             raise Killed
 
     seen = set()
-    whole = weights(training.train("thorax-2d", tmp_path / "whole", **TINY))
-    for _ in range(2):
+    whole, out = weights(training.train("thorax-2d", place("whole"), **TINY)), place("parts")
+    for _ in range(3):
         with pytest.raises(Killed):
-            training.train("thorax-2d", tmp_path / "parts", progress=kill, **TINY)
-    parts = weights(training.train("thorax-2d", tmp_path / "parts", progress=kill, **TINY))
-    assert len(seen) == 2
+            training.train("thorax-2d", out, progress=kill, **TINY)
+    parts = weights(training.train("thorax-2d", out, progress=kill, **TINY))
+    assert len(seen) == 3
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_a_log_line_says_stage_step_loss_and_time_left(tmp_path):
-    training.train("thorax-2d", tmp_path, **TINY)
-    lines = [json.loads(line) for line in (tmp_path / "thorax-2d" / "log.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["autoencoder", "denoiser"]
-    assert [line["step"] for line in lines] == [3, 3]
+def test_a_log_line_says_stage_step_loss_and_time_left(place):
+    out = place("out")
+    training.train("thorax-2d", out, **TINY)
+    lines = [json.loads(line) for line in (out / "thorax-2d" / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["text", "autoencoder", "denoiser"]
+    assert [line["step"] for line in lines] == [2, 3, 3]
     assert all(line["loss"] > 0 and line["seconds_left"] == 0 for line in lines)
 
 
@@ -58,34 +77,36 @@ def test_an_unknown_model_is_refused_by_name(tmp_path):
 
 
 def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="multiples of siblings = 4"):
+    with pytest.raises(ValueError, match="multiples of 4"):
         training.train("thorax-2d", tmp_path, **{**TINY, "denoiser_batch": 6})
-    pairs = {**TINY, "siblings": 2, "denoiser_batch": 6, "cases": 12}
-    with pytest.raises(ValueError, match="multiples of siblings = 4"):  # of the families from `alike_from` on
-        training.train("thorax-2d", tmp_path, **{**pairs, "alike_from": 1, "denoiser_steps": 2})
     assert not list(tmp_path.iterdir())
 
 
-def test_the_evened_contrast_counts_a_change_by_its_root():
-    clean = torch.zeros(1, 3, 1, 4)
-    clean[0, 1], clean[0, 2] = 0.1, 10.0  # one sibling a little and one far from the first
-    ignores_the_text = clean[:, :1] - clean
-    assert training._evened_contrast(ignores_the_text, clean).item() == pytest.approx((0.1 + 10) / 2)
-    half_of_the_small = ignores_the_text.clone()
-    half_of_the_small[0, 1] /= 2
-    assert training._evened_contrast(half_of_the_small, clean).item() == pytest.approx((0.025 + 10) / 2)
-    shared = torch.full_like(clean, 3.0)
-    assert training._evened_contrast(shared, clean).item() == 0
+def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_path):
+    first = training.train("thorax-2d", place("first"), **TINY)
+    on = training.train("thorax-2d", place("on"), start=first, **TINY)
+    before, after = weights(first), weights(on)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(name in same for name in before if name.startswith("autoencoder."))
+    assert "unet.out.2.conv.weight" not in same
+    assert f"weights {load(first).weights_hash}" in (on / "MODEL_CARD.md").read_text()
+    assert load(on).config["latent_scale"] == load(first).config["latent_scale"]
+    with pytest.raises(ValueError, match=r"makes images of \[96, 96\]"):
+        training.train("thorax", tmp_path / "other", start=first, **TINY)
+    assert not (tmp_path / "other").exists()
 
 
-def test_siblings_without_any_difference_weigh_nothing_and_divide_by_nothing():
-    clean = torch.ones(1, 2, 1, 4)
-    assert training._evened_contrast(torch.zeros_like(clean), clean).item() == 0
+def test_families_weigh_less_the_more_their_siblings_differ_and_only_so_far():
+    clean = torch.zeros(4, 4, 1, 4)
+    for family, root in enumerate((1.0, 2.0, 0.0, 100.0)):
+        clean[family, :2] = 2 * root * training.TYPICAL**0.5  # half of the siblings: by `root` from their mean
+    weights = training._evening(clean)
+    assert weights.shape == (4, 1, 1, 1)
+    assert weights.flatten().tolist() == pytest.approx([1, 1 / 2, training.EVENED, 1 / training.EVENED])
 
 
-def test_siblings_share_their_chest_and_not_their_findings(tmp_path):
-    training.train("thorax-2d", tmp_path, **TINY)
-    pool = training.Pool(tmp_path / "thorax-2d-pool", 8, 4, 1, volumes=False)
+def test_siblings_share_their_chest_and_not_their_findings(drawn):
+    pool = training.Pool(drawn / "thorax-2d-pool", 8, 4, 1, volumes=False)
     pool.fill()
     images = pool.batch(training.np.arange(8))
     apart = (images[:, None] - images[None]).abs().mean((2, 3, 4))  # [cases, cases]

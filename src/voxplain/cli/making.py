@@ -137,6 +137,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps of the denoiser or reader. [default: the preset's]")] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw phantoms.")] = 1,
     weights: Annotated[Path | None, typer.Option(help="The model folder to write. [default: in OUT]")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="A model whose denoiser is trained on. [default: random numbers]")
+    ] = None,
 ) -> None:
     """Train a default model, or the reader that judges it, on phantoms; after a kill, go on."""
     with progress() as report:
@@ -153,7 +156,7 @@ def train(
         else:
             from voxplain.studies.training import train as run
 
-            place = run(name, out, **(chosen if steps is None else {**chosen, "denoiser_steps": steps}))
+            place = run(name, out, start=start, **(chosen if steps is None else {**chosen, "denoiser_steps": steps}))
     say(str(place))
 
 

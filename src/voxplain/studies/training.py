@@ -1,12 +1,13 @@
-"""Training of the default models: draw phantoms, fit the autoencoder, encode, fit the denoiser with its text encoder.
+"""Training of the default models: draw phantoms, fit autoencoder and text encoder, encode, fit the denoiser.
 
 Everything lies in one folder and everything resumes: a run that was killed goes on from its last checkpoint, and since
 each step draws its batch from (seed, step), it goes on as if nothing had happened. No mask is ever read here: the text
 reaches the image through the denoising loss alone.
 """
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.datasets.phantom.cases import Case, plan_siblings
-from voxplain.datasets.phantom.findings import Plan
-from voxplain.datasets.phantom.impressions import all_words, compose, request
+from voxplain.datasets.phantom.cases import plan_siblings
+from voxplain.datasets.phantom.impressions import all_words
 from voxplain.models.latent_diffusion import LatentDiffusion
-from voxplain.models.thorax import THORAX, THORAX_2D, build, build_tokenizer, save
+from voxplain.models.thorax import THORAX, THORAX_2D, TextEncoder, build, build_tokenizer, load, save
 from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, interruptible, set_rate
+from voxplain.studies.phrases import fit_text_encoder, text_of
 from voxplain.studies.pool import Pool
 
-# How often a text is of each kind: the levels of `compose`, and "full", a bare phrase that names all there is to name
-LEVELS = {"full": 0.45, "composed": 0.35, "template": 0.1, "label": 0.1}
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
-TILT = (0.7, 1.5)  # exponents of the uniform numbers that noise levels are drawn from, of every other family
+TILT = (0.7, 1.5)  # exponents of the uniform numbers that noise levels are drawn from: half of the families at high
+# noise, where the text decides, and half at low noise, where the image is cleared
+TYPICAL = 0.004  # mean square by which latents of siblings differ from their mean
+EVENED = 4.0  # how much more or less a family may weigh for it
+CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
-ALIKE = len(plan_siblings(np.random.default_rng(0)))
-SMALLEST_CHANGE = 1e-4  # mean square of the latent's; less is a finding for which there was no room
+FAMILY = len(plan_siblings(np.random.default_rng(0)))  # cases in a row that share their chest
 CHECKPOINT_SECONDS = 300
-FIRST_POOL, LATER_POOL = "data (SHA-256 of the first 100 phantoms)", "data from `alike_from` on (the same)"
+NOWHERE = "random numbers"
+DATA = ("data (SHA-256 of the first 100 phantoms)", "data, siblings that differ in one finding (the same)")
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,22 @@ class Settings:
 
     name: str = "thorax"
     seed: int = 0
-    cases: int = 8000  # phantoms in the pool
-    siblings: int = 4  # cases in a row that share their anatomy and differ in their findings
+    cases: int = 8000  # phantoms in each of the two pools
     autoencoder_steps: int = 3000
     detail_steps: int = 700  # of the autoencoder after those, on squared errors, and most of all in haze
     autoencoder_batch: int = 4
     autoencoder_lr: float = 1e-3
+    text_steps: int = 1500
+    text_batch: int = 64
+    text_lr: float = 1e-3
     denoiser_steps: int = 12000
-    alike_from: int = 8000  # the step from which siblings differ in one finding alone, with a rate of its own
     denoiser_batch: int = 8
-    denoiser_lr: float = 1e-3
-    alike_lr: float = 2.5e-4
-    text_lr_factor: float = 0.4  # on the text encoder, whose words run together at the denoiser's rate
-    warmup: int = 200
-    drop_text: float = 0.1  # share of rows that see the empty text, for classifier-free guidance
-    ema: float = 0.999
+    denoiser_lr: float = 5e-4
+    text_lr_factor: float = 0.1  # of the text encoder while the denoiser is trained
+    warmup: int = 100
+    drop_text: float = 0.1  # share of families that see the empty text, for classifier-free guidance
+    ema: float = 0.998
     contrast: float = 6.0  # weight, at the first step, of the error that siblings do not share; 1 at the last
-    alike_contrast: float = 0.4  # weight, on top of the plain loss, of siblings that differ in one finding; 0 at last
 
 
 PRESETS = {
@@ -72,7 +74,7 @@ PRESETS = {
             detail_steps=0,
             autoencoder_batch=16,
             denoiser_steps=4000,
-            alike_from=4000,
+            denoiser_lr=1e-3,
         ),
     ),
 }
@@ -85,59 +87,72 @@ def train(
     progress: Callable[[str, int, int, float, float], None] | None = None,
     workers: int = 1,
     weights: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Path:
     """Train `name` ("thorax", "thorax-2d") in the folder `out`/`name`, from where it stopped; the weights' folder.
 
-    `settings` replace fields of `Settings` and must not change between resumptions, except step counts; fewer steps
-    than are done already pack the weights as they are.
+    `start` names a model whose autoencoder stays and whose denoiser is trained on, with a text encoder made anew.
+    `settings` replace fields of `Settings`; they and `start` must not change between resumptions, except step counts;
+    fewer steps than are done already pack the weights as they are.
     `progress(stage, done, steps, loss, seconds left)` is called at every step. The device is CUDA where there is one.
     """
     if name not in PRESETS:
         raise ValueError(f"no model {name!r} to train; there are {', '.join(PRESETS)}")
     config, preset = PRESETS[name]
     chosen = replace(preset, **settings)
-    later = chosen.denoiser_steps > chosen.alike_from
-    for siblings in (chosen.siblings, *[ALIKE] * later):
-        if chosen.denoiser_batch % siblings or chosen.cases % siblings:
-            given = f"denoiser_batch = {chosen.denoiser_batch} and cases = {chosen.cases}"
-            raise ValueError(f"{given}: give multiples of siblings = {siblings}")
+    if chosen.denoiser_batch % FAMILY or chosen.cases % FAMILY:
+        given = f"denoiser_batch = {chosen.denoiser_batch} and cases = {chosen.cases}"
+        raise ValueError(f"{given}: give multiples of {FAMILY}, the cases of a family")
+    torch.manual_seed(chosen.seed)
+    pipeline = load(Path(start)) if start else build({**config, "name": name}, build_tokenizer(all_words()))
+    if pipeline.config["image_shape"] != config["image_shape"]:
+        raise ValueError(f"{start} makes images of {pipeline.config['image_shape']}, {name} of {config['image_shape']}")
+    pipeline.config["localizing_layers"] = []  # to be chosen for the weights to come
+    origin = f"`{start}`, weights {pipeline.weights_hash}" if start else NOWHERE
     folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**config, "name": name}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     volumes = len(config["image_shape"]) == 3
-    pool = Pool(folder.parent / f"{name}-pool", chosen.cases, chosen.siblings, workers, volumes=volumes)
-    pool.fill(progress)
-    pools = [pool]
-    if later:
-        place = folder.parent / f"{name}-alike-pool"
-        pools.append(Pool(place, chosen.cases, ALIKE, workers, volumes=volumes, alike=True))
-        pools[-1].fill(progress)
-    torch.manual_seed(chosen.seed)
-    pipeline = build(config, build_tokenizer(all_words())).to(device)
+    pools = [
+        Pool(folder.parent / f"{name}-{kind}", chosen.cases, FAMILY, workers, volumes=volumes, alike=alike)
+        for kind, alike in (("pool", False), ("alike-pool", True))
+    ]
+    for pool in pools:
+        pool.fill(progress)
+    pipeline.text_encoder = TextEncoder(len(pipeline.tokenizer.pieces), **pipeline.config["text"])
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(True).train()
     for part in (pipeline.autoencoder, pipeline.unet):  # a quarter to half of a step's time
         part.to(memory_format=CHANNELS_LAST[len(config["image_shape"])])  # type: ignore[call-overload]
     log = Log(folder / "log.jsonl", progress)
     with interruptible() as stopped:
-        _fit_autoencoder(pipeline, pool, chosen, folder, log, stopped)
-        drawn = [Drawn(pool, _calibrate(pipeline, pool, folder / "latents.pt"))]
-        drawn += [Drawn(other, _encode(pipeline, other, folder / "latents-alike.pt")) for other in pools[1:]]
+        texts = {"steps": chosen.text_steps, "batch": chosen.text_batch, "rate": chosen.text_lr}
+        texts |= {"seed": chosen.seed, "warmup": chosen.warmup, "every": CHECKPOINT_SECONDS}
+        fit_text_encoder(
+            pipeline.text_encoder, pipeline.tokenizer, pools[0].cases, folder / "text.pt", log, stopped, **texts
+        )
+        if not start:
+            _fit_autoencoder(pipeline, pools[0], chosen, folder, log, stopped)
+            _calibrate(pipeline, pools[0], folder / "spread.json")
+        drawn = [
+            Drawn(pool, _encode(pipeline, pool, folder / f"latents-{number}.pt", progress))
+            for number, pool in enumerate(pools)
+        ]
         averaged, reached = _fit_denoiser(pipeline, drawn, chosen, folder, log, stopped)
     chosen = replace(chosen, denoiser_steps=reached)
     for parameter, mean in zip(_learned(pipeline).parameters(), averaged, strict=True):
         parameter.data.copy_(mean)
     target = Path(weights) if weights else folder / "weights"
-    save(pipeline, target, _card(chosen, [each.hash() for each in pools], pipeline))
+    save(pipeline, target, _card(chosen, origin, [each.hash() for each in pools], pipeline))
     return target
 
 
-def _card(settings: Settings, hashes: list[str], pipeline: LatentDiffusion) -> str:
+def _card(settings: Settings, origin: str, hashes: list[str], pipeline: LatentDiffusion) -> str:
     """What a user of the weights has to know."""
     size = sum(p.numel() for p in pipeline.parameters()) / 1e6
     command = f"voxplain train {settings.name} --seed {settings.seed} --steps {settings.denoiser_steps}"
-    facts = asdict(settings)
-    facts |= dict(zip((FIRST_POOL, LATER_POOL), (f"`{value}`" for value in hashes), strict=False))
+    command += "" if origin == NOWHERE else " --from MODEL"
+    facts = {"begins from": origin, **asdict(settings)}
+    facts |= {what: f"`{value}`" for what, value in zip(DATA, hashes, strict=True)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# {settings.name}
 
@@ -147,6 +162,8 @@ into such models. **No patient data; not for diagnosis; it has never seen a real
 - Parts: MONAI `AutoencoderKL` on 4-voxel patches, MONAI `DiffusionModelUNet` with cross-attention on all levels, a
   two-layer text transformer with 96 positions. Padding positions are keys like any other.
 - Words: the phantom grammar alone (`vocab.json` lists them). Other words are spelled in letters and mean nothing here.
+- The text encoder learned the phantom grammar first, from text alone: each word tells what its phrase speaks of
+  (finding, negation, side, lobe, degree). So the words of a phrase know of each other.
 - Attention was never trained on masks: text reaches the image through the denoising loss alone.
 - Licence: Apache-2.0, like the code.
 
@@ -202,31 +219,39 @@ def _haze_weights(images: Float[Tensor, "batch 1 *spatial"]) -> Float[Tensor, "b
     return weights / weights.mean()
 
 
-def _calibrate(pipeline: LatentDiffusion, pool: Pool, path: Path) -> Float[Tensor, "cases channels *grid"]:
-    """All latents of the pool; the pipeline's latent scale is set so that they have zero mean and unit variance.
+def _calibrate(pipeline: LatentDiffusion, pool: Pool, path: Path) -> None:
+    """Set the pipeline's latent scale so that latents have zero mean and unit variance; `path` keeps the numbers.
 
     One scale for all channels: the mean of a patch, where findings show, then stands out of the noise long before its
     texture does, and at high noise the loss is about little else.
     """
     if not path.exists():
         pipeline.calibrate(0.0, 1.0)
-    latents = _encode(pipeline, pool, path)
-    axes = [0, *range(2, latents.ndim)]
-    mean, deviation = latents.mean(axes), latents.std(axes)
-    scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
-    pipeline.calibrate(mean.tolist(), scale.tolist(), (deviation * scale).tolist())
-    return latents.sub_(pipeline.latent_shift.cpu()).mul_(pipeline.latent_scale.cpu())
+        latents = torch.cat(list(_latents(pipeline, pool, min(pool.size, CALIBRATING))))
+        axes = [0, *range(2, latents.ndim)]
+        mean, deviation = latents.mean(axes), latents.std(axes)
+        scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
+        path.write_text(json.dumps([mean.tolist(), scale.tolist(), (deviation * scale).tolist()]))
+    pipeline.calibrate(*json.loads(path.read_text()))
 
 
-def _encode(pipeline: LatentDiffusion, pool: Pool, path: Path) -> Float[Tensor, "cases channels *grid"]:
+def _encode(pipeline: LatentDiffusion, pool: Pool, path: Path, progress) -> Float[Tensor, "cases channels *grid"]:
     """The latents of the pool, on the scale that the pipeline has; kept in half precision."""
     if not path.exists():
-        with torch.no_grad():
-            parts = [pipeline.to_latent(pool.batch(np.arange(b, min(b + 8, pool.size))).to(pipeline.device)).cpu()
-                     for b in range(0, pool.size, 8)]  # fmt: skip
-        torch.save(torch.cat(parts).half(), path.with_suffix(".part"))
+        parts: list[Tensor] = []
+        for part in _latents(pipeline, pool, pool.size):
+            parts.append(part.half())
+            if progress:
+                progress("latents", sum(map(len, parts)), pool.size, float("nan"), float("nan"))
+        torch.save(torch.cat(parts), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
-    return torch.load(path, weights_only=True).float()
+    return torch.load(path, weights_only=True)
+
+
+@torch.no_grad()
+def _latents(pipeline: LatentDiffusion, pool: Pool, cases: int) -> Iterator[Float[Tensor, "batch channels *grid"]]:
+    for first in range(0, cases, 8):
+        yield pipeline.to_latent(pool.batch(np.arange(first, min(first + 8, cases))).to(pipeline.device)).cpu()
 
 
 class Drawn:
@@ -235,7 +260,7 @@ class Drawn:
     def __init__(self, pool: Pool, latents: Float[Tensor, "cases channels *grid"]) -> None:
         self.pool, self.latents = pool, latents
         worth = [0.4 + sum(WORTH.get(f.severity or "", 1.0) for f in case.findings) for case in pool.cases]
-        families = np.reshape(worth, (-1, pool.siblings)).sum(1) ** (not pool.alike)  # alike: all are worth the same
+        families = np.reshape(worth, (-1, FAMILY)).sum(1) ** (not pool.alike)  # alike: all are worth the same
         self.shares = families / families.sum()
 
 
@@ -250,46 +275,36 @@ def _fit_denoiser(
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
     parts = {"network": network, "optimizer": optimizer, "averaged": averaged}
     state = Checkpoint(folder / "denoiser.pt", parts, CHECKPOINT_SECONDS)
-    begin, turn = state.load(), min(settings.alike_from, steps)
+    begin = state.load()
     log.begin("denoiser", begin, steps)
-    names, shares = list(LEVELS), list(LEVELS.values())
     for step in range(begin, steps):
-        late = step >= turn
-        drawn = pools[late]
-        family = drawn.pool.siblings
-        part, length = (step - turn, steps - turn) if late else (step, turn)
-        set_rate(optimizer, settings.alike_lr if late else settings.denoiser_lr, part, length, settings.warmup)
+        set_rate(optimizer, settings.denoiser_lr, step, steps, settings.warmup)
         rng = np.random.default_rng((settings.seed, 2, step))
-        chosen = rng.choice(len(drawn.shares), settings.denoiser_batch // family, p=drawn.shares)
-        picked = (chosen[:, None] * family + np.arange(family)).ravel()
-        texts = [
-            ""
-            if rng.random() < settings.drop_text
-            else _text(drawn.pool.cases[i], rng, str(rng.choice(names, p=shares)))
-            for i in picked
-        ]
-        clean = drawn.latents[torch.from_numpy(picked)].to(device)
+        latents, texts = [], []
+        for number in range(settings.denoiser_batch // FAMILY):
+            drawn = pools[(step // 2 + number) % len(pools)]
+            rows = FAMILY * int(rng.choice(len(drawn.shares), p=drawn.shares)) + np.arange(FAMILY)
+            silent = rng.random() < settings.drop_text
+            texts += ["" if silent else text_of(drawn.pool.cases[row], rng).text for row in rows]
+            latents.append(drawn.latents[torch.from_numpy(rows)].float())
+        clean, families = torch.cat(latents).to(device), len(latents)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         # Siblings share noise and level: what they have in common cancels out of the gradient of what text tells
         # apart, which is a hundredth of the loss and would drown in it.
-        noise = torch.randn((len(chosen), *clean.shape[1:]), generator=generator)
-        noise = noise.repeat_interleave(family, 0).to(device)
-        # Half of the families at high noise, where the text decides, and half at low noise, where the image is cleared
-        tilt = torch.tensor(TILT).repeat(len(chosen))[: len(chosen)]
-        uniform = (torch.rand(len(chosen), generator=generator) ** tilt).repeat_interleave(family)
-        levels = (uniform * len(pipeline.alphas)).long().to(device)
+        noise = torch.randn((families, *clean.shape[1:]), generator=generator)
+        noise = noise.repeat_interleave(FAMILY, 0).to(device)
+        tilts = torch.tensor([TILT[(step + number) % len(TILT)] for number in range(families)])
+        uniform = torch.rand(families, generator=generator) ** tilts
+        levels = (uniform.repeat_interleave(FAMILY) * len(pipeline.alphas)).long().to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
             ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
             predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
-        error = (predicted.float() - target).unflatten(0, (-1, family))
-        if late:
-            weight = settings.alike_contrast * (1 - part / length)
-            loss = error.square().mean() + weight * _evened_contrast(error, clean.unflatten(0, (-1, family)))
-        else:
-            shared = error.mean(1, keepdim=True)
-            weight = 1 + (settings.contrast - 1) * (1 - step / turn)
-            loss = (shared.square() + weight * (error - shared).square()).mean()
+        error = (predicted.float() - target).unflatten(0, (-1, FAMILY))
+        shared = error.mean(1, keepdim=True)
+        more = (settings.contrast - 1) * (1 - step / steps)
+        weight = 1 + more * _evening(clean.unflatten(0, (-1, FAMILY)))
+        loss = (shared.square() + weight * (error - shared).square()).mean()
         descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -303,24 +318,13 @@ def _fit_denoiser(
     return [p.detach() for p in averaged], max(begin, steps)
 
 
-def _evened_contrast(
-    error: Float[Tensor, "families siblings *rest"], clean: Float[Tensor, "families siblings *rest"]
-) -> Float[Tensor, ""]:
-    """Mean square of how far a sibling's error is from the first one's, over the root of the same of the siblings.
+def _evening(clean: Float[Tensor, "families siblings *rest"]) -> Float[Tensor, "families *ones"]:
+    """A weight for each family that falls with the root of how much its siblings differ, 1 at `TYPICAL` (ours).
 
-    So what changes a hundredth of what an effusion changes counts a tenth as much, not a hundredth (ours). Divided by
-    the mean square itself, the smallest would rule: any answer to the text costs them more than it gains.
+    So what changes a hundredth of what an effusion changes counts a tenth as much, not a hundredth.
     """
-    axes = tuple(range(2, clean.ndim))
-    apart = (clean[:, 1:] - clean[:, :1]).square().mean(axes).clamp(min=SMALLEST_CHANGE)
-    return ((error[:, 1:] - error[:, :1]).square().mean(axes) / apart.sqrt()).mean()
-
-
-def _text(case: Case, rng: np.random.Generator, level: str) -> str:
-    if level != "full":
-        return compose(case, rng, level).text
-    plans = [Plan(f.kind, f.side, f.lobe, f.severity, f.count) for f in case.findings]
-    return request(plans, rng, plain=True).text
+    apart = (clean - clean.mean(1, keepdim=True)).square().mean(tuple(range(1, clean.ndim)), keepdim=True)
+    return (TYPICAL / apart.clamp(min=1e-6)).sqrt().clamp(1 / EVENED, EVENED)
 
 
 def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:

@@ -28,7 +28,7 @@ THORAX: dict[str, Any] = {
     "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.13},
     "steps": 50,
     "finest": 300,
-    "guidance_scale": 2.0,
+    "guidance_scale": 3.0,
     "coordinates": True,
     "localizing_layers": [],
     "text": {"width": 128, "layers": 2, "heads": 4, "context": CONTEXT, "silent": 3},
@@ -57,6 +57,7 @@ THORAX_2D: dict[str, Any] = {
     "unit": "relative attenuation",
     "intensity": [0.0, 1.0],
     "finest": 0,
+    "guidance_scale": 2.0,
     "autoencoder": {**THORAX["autoencoder"], "latent_channels": 4},
 }
 
