@@ -366,6 +366,7 @@ def _try(metric, *arguments) -> float | None:
 
 
 CONTROLS = ("region_lit", "mean_mask", "abs_from_mean", "gradient", "untrained")
+SHOWN = {"auc_region": "AUC inside the named region", "auc": "AUC", "cnr": "CNR", "top1": "Top-1"}
 MAPS = ("mean", "selected", "effect", "effect_phrase", *CONTROLS, "oracle")
 
 
@@ -420,11 +421,12 @@ def summarize(label: str, split: str) -> None:
             kind: _localization([c for c in cases if c["kind"] == kind]) for kind in CORE
         }
         figures[f"localization_{where}"]["all"] = _localization(cases)
-        for kind in (*CORE, "all"):
+        lines = [*((kind, "auc_region") for kind in CORE), *(("all", metric) for metric in SHOWN)]
+        for kind, metric in lines:
             found = figures[f"localization_{where}"][kind]
-            row: dict[str, Any] = {f"AUC inside the named region, {where}": kind, "n": found["n"]}
+            row: dict[str, Any] = {"map of a finding's word": f"{where}, {SHOWN[metric]}: {kind}", "n": found["n"]}
             for name in MAPS:
-                value = found.get(f"{name}/auc_region")
+                value = found.get(f"{name}/{metric}")
                 row[name.replace("_", " ")] = None if value is None else [value["mean"], value["low"], value["high"]]
             table.append(row)
     print(write("thorax", command, figures, table))
