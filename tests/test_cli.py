@@ -290,6 +290,13 @@ def test_train_hands_its_options_to_the_study(monkeypatch, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert seen == {"name": "thorax-2d", "out": tmp_path, "workers": 3, "weights": None, "seed": 2, "denoiser_steps": 7}
     assert str(tmp_path / "weights") in result.stderr
+    assert call("train", "thorax", "--from", "thorax", "--keep-text").exit_code == 0
+    assert (seen["start"], seen["text_steps"]) == ("thorax", 0)
+
+
+def test_train_refuses_to_keep_what_nobody_named():
+    assert "name a model" in call("train", "thorax", "--keep-text").stderr
+    assert "leave --from out" in call("train", "reader", "--from", "thorax").stderr
 
 
 def test_train_reader_calls_its_own_study(monkeypatch, tmp_path):

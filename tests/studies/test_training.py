@@ -89,6 +89,9 @@ def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_p
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert all(name in same for name in before if name.startswith("autoencoder."))
     assert "unet.out.2.conv.weight" not in same
+    kept = training.train("thorax-2d", place("kept"), start=first, **{**TINY, "text_steps": 0, "denoiser_steps": 0})
+    assert all(torch.equal(before[name], value) for name, value in weights(kept).items())
+    assert not torch.equal(before["text_encoder.positions"], after["text_encoder.positions"])
     assert f"weights {load(first).weights_hash}" in (on / "MODEL_CARD.md").read_text()
     assert load(on).config["latent_scale"] == load(first).config["latent_scale"]
     with pytest.raises(ValueError, match=r"makes images of \[96, 96\]"):

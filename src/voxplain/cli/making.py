@@ -140,8 +140,13 @@ def train(
     start: Annotated[
         str | None, typer.Option("--from", help="A model whose denoiser is trained on. [default: random numbers]")
     ] = None,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="With --from: its text encoder, too.")] = False,
 ) -> None:
     """Train a default model, or the reader that judges it, on phantoms; after a kill, go on."""
+    if keep_text and start is None:
+        raise ValueError("--keep-text without --from: there is no text encoder to keep; name a model")
+    if start and name == "reader":
+        raise ValueError("the reader is trained from random numbers; leave --from out")
     with progress() as report:
         report("loading torch")
 
@@ -156,7 +161,8 @@ def train(
         else:
             from voxplain.studies.training import train as run
 
-            place = run(name, out, start=start, **(chosen if steps is None else {**chosen, "denoiser_steps": steps}))
+            chosen |= ({"start": start} if start else {}) | ({"text_steps": 0} if keep_text else {})
+            place = run(name, out, **(chosen if steps is None else {**chosen, "denoiser_steps": steps}))
     say(str(place))
 
 

@@ -92,7 +92,8 @@ def train(
 ) -> Path:
     """Train `name` ("thorax", "thorax-2d") in the folder `out`/`name`, from where it stopped; the weights' folder.
 
-    `start` names a model whose autoencoder stays and whose denoiser is trained on, with a text encoder made anew.
+    `start` names a model whose autoencoder stays and whose denoiser is trained on, with a text encoder made anew, or
+    its own where `text_steps` is 0.
     `settings` replace fields of `Settings`; they and `start` must not change between resumptions, except step counts;
     fewer steps than are done already pack the weights as they are.
     `progress(stage, done, steps, loss, seconds left)` is called at every step. The device is CUDA where there is one.
@@ -119,7 +120,9 @@ def train(
     ]
     for pool in pools:
         pool.fill(progress)
-    pipeline.text_encoder = TextEncoder(len(pipeline.tokenizer.pieces), **pipeline.config["text"])
+    if chosen.text_steps or not start:
+        pipeline.text_encoder = TextEncoder(len(pipeline.tokenizer.pieces), **pipeline.config["text"])
+    assert isinstance(pipeline.text_encoder, TextEncoder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(True).train()
     for part in (pipeline.autoencoder, pipeline.unet):  # a quarter to half of a step's time
         part.to(memory_format=CHANNELS_LAST[len(config["image_shape"])])  # type: ignore[call-overload]
@@ -150,7 +153,7 @@ def _card(settings: Settings, origin: str, hashes: list[str], pipeline: LatentDi
     """What a user of the weights has to know."""
     size = sum(p.numel() for p in pipeline.parameters()) / 1e6
     command = f"voxplain train {settings.name} --seed {settings.seed} --steps {settings.denoiser_steps}"
-    command += "" if origin == NOWHERE else " --from MODEL"
+    command += "" if origin == NOWHERE else " --from MODEL" + " --keep-text" * (settings.text_steps == 0)
     facts = {"begins from": origin, **asdict(settings)}
     facts |= {what: f"`{value}`" for what, value in zip(DATA, hashes, strict=True)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
