@@ -62,7 +62,7 @@ def test_an_encoder_learns_to_tell_what_its_words_belong_to(tmp_path):
     log = Log(tmp_path / "log.jsonl", None)
     fit_text_encoder(
         encoder, TOKENIZER, CASES, tmp_path / "text.pt", log, lambda: False,
-        seed=0, steps=60, batch=16, rate=3e-3, warmup=5, every=1000.0,
+        seed=0, steps=60, batch=16, rate=3e-3, warmup=5,
     )  # fmt: skip
     losses = [json.loads(line)["loss"] for line in log.path.read_text().splitlines()]  # means of up to 50 steps
     assert losses[-1] < 0.6 * losses[0]

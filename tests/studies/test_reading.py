@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from voxplain.datasets.phantom.anatomy import LOBES
 from voxplain.datasets.phantom.cases import draw, radiograph
 from voxplain.datasets.phantom.findings import KINDS, Plan
-from voxplain.studies import judging, reading
+from voxplain.studies import judging, loop, reading
 
 TINY = {"steps": 3, "batch": 1, "workers": 0, "dev_cases": 2}
 SHAPE = (16, 16, 16)
@@ -28,7 +28,7 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, monk
         if (stage, done) == ("reader", 3):
             raise Killed
 
-    monkeypatch.setattr(reading, "Checkpoint", lambda *given: Often(*given, every=-1))
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)  # a checkpoint after each step
     with pytest.raises(Killed):
         reading.train_reader(tmp_path, progress=kill, **TINY)
     assert torch.load(tmp_path / "reader" / "reader.pt", weights_only=True)["step"] == 2
@@ -36,9 +36,6 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path, monk
     whole = load_file(trained / "reader.safetensors")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-Often = reading.Checkpoint
 
 
 def test_processes_draw_the_same_batches_in_the_same_order():

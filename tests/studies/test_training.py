@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from voxplain import load
-from voxplain.studies import training
+from voxplain.studies import loop, training
 
 TINY = {
     "cases": 8,
@@ -25,7 +25,7 @@ def drawn(tmp_path_factory):
     """Both pools of phantoms, drawn once."""
     folder = tmp_path_factory.mktemp("pools")
     for kind, alike in (("pool", False), ("alike-pool", True)):
-        training.Pool(folder / f"thorax-2d-{kind}", TINY["cases"], 4, 1, volumes=False, alike=alike).fill()
+        training.Pool(folder / f"thorax-2d-{kind}", TINY["cases"], 1, volumes=False, alike=alike).fill()
     return folder
 
 
@@ -44,7 +44,7 @@ def weights(folder):
 
 
 def test_a_training_killed_at_any_step_ends_with_the_same_weights(place, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)  # a checkpoint after each step
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)  # a checkpoint after each step
 
     def kill(stage, done, steps, loss, left):
         if (stage, done) in (("text", 1), ("autoencoder", 2), ("denoiser", 2)) and (stage, done) not in seen:
@@ -83,7 +83,8 @@ def test_a_batch_that_cannot_hold_a_family_is_refused(tmp_path):
 
 
 def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_path):
-    first = training.train("thorax-2d", place("first"), **TINY)
+    out = place("first")
+    first = training.train("thorax-2d", out, **TINY)
     on = training.train("thorax-2d", place("on"), start=first, **TINY)
     before, after = weights(first), weights(on)
     same = {name for name in before if torch.equal(before[name], after[name])}
@@ -94,6 +95,9 @@ def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_p
     assert not torch.equal(before["text_encoder.positions"], after["text_encoder.positions"])
     assert f"weights {load(first).weights_hash}" in (on / "MODEL_CARD.md").read_text()
     assert load(on).config["latent_scale"] == load(first).config["latent_scale"]
+    assert "that of the model it begins from" in (kept / "MODEL_CARD.md").read_text()
+    with pytest.raises(ValueError, match=f"begun with begins from = '{training.NOWHERE}'.*give another `out`"):
+        training.train("thorax-2d", out, start=first, **TINY)
     with pytest.raises(ValueError, match=r"makes images of \[96, 96\]"):
         training.train("thorax", tmp_path / "other", start=first, **TINY)
     assert not (tmp_path / "other").exists()
@@ -109,7 +113,7 @@ def test_families_weigh_less_the_more_their_siblings_differ_and_only_so_far():
 
 
 def test_siblings_share_their_chest_and_not_their_findings(drawn):
-    pool = training.Pool(drawn / "thorax-2d-pool", 8, 4, 1, volumes=False)
+    pool = training.Pool(drawn / "thorax-2d-pool", 8, 1, volumes=False)
     pool.fill()
     images = pool.batch(training.np.arange(8))
     apart = (images[:, None] - images[None]).abs().mean((2, 3, 4))  # [cases, cases]

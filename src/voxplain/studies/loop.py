@@ -37,17 +37,22 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) 
 class Checkpoint:
     """Parts that are saved together, beside the old file and then in its place."""
 
-    def __init__(self, path: Path, parts: dict[str, Any], every: float = CHECKPOINT_SECONDS) -> None:
-        self.path, self.parts, self.every, self.last = path, parts, every, time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.last > self.every
+    def __init__(self, path: Path, parts: dict[str, Any]) -> None:
+        self.path, self.parts, self.last = path, parts, time.monotonic()
 
     def save(self, step: int) -> None:
         partial = self.path.with_suffix(".part")
         torch.save({"step": step, **{name: part.state_dict() for name, part in self.parts.items()}}, partial)
         partial.replace(self.path)
         self.last = time.monotonic()
+
+    def settle(self, step: int, steps: int, stopped: Callable[[], bool]) -> None:
+        """End a step: save where it is time to, or the last step, or a stop was asked for, which then ends the run."""
+        due = time.monotonic() - self.last > CHECKPOINT_SECONDS
+        if stopped() or due or step == steps - 1:
+            self.save(step + 1)
+        if stopped():
+            raise KeyboardInterrupt
 
     def load(self) -> int:
         if not self.path.exists():

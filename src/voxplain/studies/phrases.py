@@ -81,16 +81,14 @@ def fit_text_encoder(
     batch: int,
     rate: float,
     warmup: int,
-    every: float,
 ) -> None:
-    """Train the encoder on texts of the cases; `path` is its checkpoint, written every `every` seconds."""
+    """Train the encoder on texts of the cases, from its checkpoint at `path`; the rate warms up for `warmup` steps."""
     device = encoder.positions.device
-    heads = nn.ModuleList(nn.Linear(encoder.positions.shape[1], 1 + len(values)) for values in FACTS.values()).to(
-        device
-    )
-    network = nn.ModuleList([encoder, heads])
+    width = encoder.positions.shape[1]
+    heads = nn.ModuleList(nn.Linear(width, 1 + len(values)) for values in FACTS.values())
+    network = nn.ModuleList([encoder, heads.to(device)])
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-3)
-    state = Checkpoint(path, {"network": network, "optimizer": optimizer}, every)
+    state = Checkpoint(path, {"network": network, "optimizer": optimizer})
     first = state.load()
     log.begin("text", first, steps)
     for step in range(first, steps):
@@ -104,10 +102,7 @@ def fit_text_encoder(
         loss = _untold(encoder(ids)[ids > 2], torch.from_numpy(told).to(device)[:, ids > 2], heads)
         descend(loss, optimizer, network)
         log.step(step, loss.item())
-        if stopped() or state.due() or step == steps - 1:
-            state.save(step + 1)
-        if stopped():
-            raise KeyboardInterrupt
+        state.settle(step, steps, stopped)
 
 
 def _untold(words: Tensor, told: Tensor, heads: nn.ModuleList) -> Tensor:

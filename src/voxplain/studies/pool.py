@@ -19,19 +19,18 @@ from voxplain.datasets.phantom.cases import Case, draw, plan_case, plan_siblings
 from voxplain.datasets.phantom.findings import Finding
 from voxplain.geometry import regular
 
+FAMILY = len(plan_siblings(np.random.default_rng(0)))  # cases in a row that share a chest
 ALIKE_FROM = 1_000_000  # chests of families whose siblings are alike
 
 
 class Pool:
-    """`cases` training phantoms on disk, with what a text needs to know of them; `siblings` in a row share a chest.
+    """`cases` training phantoms on disk, with what a text needs to know of them; `FAMILY` in a row share a chest.
 
-    Siblings have findings of their own; with `alike`, four of them are laid out by `plan_siblings`.
+    Siblings have findings of their own; with `alike`, they are laid out by `plan_siblings`.
     """
 
-    def __init__(
-        self, folder: Path, cases: int, siblings: int, workers: int, *, volumes: bool, alike: bool = False
-    ) -> None:
-        self.folder, self.size, self.workers, self.siblings = folder, cases, workers, siblings
+    def __init__(self, folder: Path, cases: int, workers: int, *, volumes: bool, alike: bool = False) -> None:
+        self.folder, self.size, self.workers = folder, cases, workers
         self.volumes, self.alike = volumes, alike
         self.cases: list[Case] = []
 
@@ -39,7 +38,7 @@ class Pool:
         """Draw what is not on disk yet, in blocks of 100 cases that are renamed when complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         blocks = [b for b in range(0, self.size, 100) if not (self.folder / f"{b:07d}.npy").exists()]
-        jobs = [(self.folder, b, min(100, self.size - b), self.volumes, self.siblings, self.alike) for b in blocks]
+        jobs = [(self.folder, b, min(100, self.size - b), self.volumes, self.alike) for b in blocks]
         begun = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(self.workers) if jobs else _nothing() as workers:
             for done, _ in enumerate(workers.imap(_draw_block, jobs) if jobs else (), start=1):
@@ -63,11 +62,11 @@ class Pool:
         return digest.hexdigest()
 
 
-def _draw_block(job: tuple[Path, int, int, bool, int, bool]) -> None:
-    folder, first, count, volumes, siblings, alike = job
+def _draw_block(job: tuple[Path, int, int, bool, bool]) -> None:
+    folder, first, count, volumes, alike = job
     cases = []
     for number in range(first, first + count):
-        family, member = divmod(number, siblings)
+        family, member = divmod(number, FAMILY)
         if alike:
             plans = plan_siblings(np.random.default_rng((4, family)))[member]
         else:

@@ -85,10 +85,7 @@ def _fit(network: Reader, path: Path, log: Log, stopped, steps: int, job, worker
             loss = objective(logits.float(), torch.from_numpy(targets).to(device).float() / CELL ** (logits.ndim - 2))
             descend(loss, optimizer, network)
             log.step(step, loss.item())
-            if stopped() or state.due() or step == steps - 1:
-                state.save(step + 1)
-            if stopped():
-                raise KeyboardInterrupt
+            state.settle(step, steps, stopped)
 
 
 def objective(logits: Float[Tensor, "batch outputs *half"], shares: Float[Tensor, "batch outputs *half"]) -> Tensor:

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxplain.datasets.phantom.cases import plan_siblings
 from voxplain.datasets.phantom.impressions import all_words
 from voxplain.models.latent_diffusion import LatentDiffusion
 from voxplain.models.thorax import THORAX, THORAX_2D, TextEncoder, build, build_tokenizer, load, save
 from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, interruptible, set_rate
 from voxplain.studies.phrases import fit_text_encoder, text_of
-from voxplain.studies.pool import Pool
+from voxplain.studies.pool import FAMILY, Pool
 
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
 TILT = (0.7, 1.5)  # exponents of the uniform numbers that noise levels are drawn from: half of the families at high
@@ -33,9 +32,10 @@ EVENED = 4.0  # how much more or less a family may weigh for it
 CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
-FAMILY = len(plan_siblings(np.random.default_rng(0)))  # cases in a row that share their chest
-CHECKPOINT_SECONDS = 300
 NOWHERE = "random numbers"
+TAUGHT = """- The text encoder learned the phantom grammar first, from text alone: each word tells what its phrase is about
+  (finding, negation, side, lobe, degree). So the words of a phrase know of each other."""
+KEPT = "- The text encoder is that of the model it begins from, trained on."
 DATA = ("data (SHA-256 of the first 100 phantoms)", "data, siblings that differ in one finding (the same)")
 
 
@@ -111,16 +111,18 @@ def train(
         raise ValueError(f"{start} makes images of {pipeline.config['image_shape']}, {name} of {config['image_shape']}")
     pipeline.config["localizing_layers"] = []  # to be chosen for the weights to come
     origin = f"`{start}`, weights {pipeline.weights_hash}" if start else NOWHERE
+    begun = {"begins from": origin, "text encoder": "made anew" if chosen.text_steps else "kept"}
     folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
     folder.mkdir(parents=True, exist_ok=True)
+    _remember(folder / "settings.json", {**asdict(chosen), **begun})
     volumes = len(config["image_shape"]) == 3
     pools = [
-        Pool(folder.parent / f"{name}-{kind}", chosen.cases, FAMILY, workers, volumes=volumes, alike=alike)
+        Pool(folder.parent / f"{name}-{kind}", chosen.cases, workers, volumes=volumes, alike=alike)
         for kind, alike in (("pool", False), ("alike-pool", True))
     ]
     for pool in pools:
         pool.fill(progress)
-    if chosen.text_steps or not start:
+    if start and chosen.text_steps:
         pipeline.text_encoder = TextEncoder(len(pipeline.tokenizer.pieces), **pipeline.config["text"])
     assert isinstance(pipeline.text_encoder, TextEncoder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(True).train()
@@ -128,14 +130,22 @@ def train(
         part.to(memory_format=CHANNELS_LAST[len(config["image_shape"])])  # type: ignore[call-overload]
     log = Log(folder / "log.jsonl", progress)
     with interruptible() as stopped:
-        texts = {"steps": chosen.text_steps, "batch": chosen.text_batch, "rate": chosen.text_lr}
-        texts |= {"seed": chosen.seed, "warmup": chosen.warmup, "every": CHECKPOINT_SECONDS}
         fit_text_encoder(
-            pipeline.text_encoder, pipeline.tokenizer, pools[0].cases, folder / "text.pt", log, stopped, **texts
+            pipeline.text_encoder,
+            pipeline.tokenizer,
+            pools[0].cases,
+            folder / "text.pt",
+            log,
+            stopped,
+            seed=chosen.seed,
+            steps=chosen.text_steps,
+            batch=chosen.text_batch,
+            rate=chosen.text_lr,
+            warmup=chosen.warmup,
         )
         if not start:
             _fit_autoencoder(pipeline, pools[0], chosen, folder, log, stopped)
-            _calibrate(pipeline, pools[0], folder / "spread.json")
+            _calibrate(pipeline, pools[0])
         drawn = [
             Drawn(pool, _encode(pipeline, pool, folder / f"latents-{number}.pt", progress))
             for number, pool in enumerate(pools)
@@ -149,12 +159,26 @@ def train(
     return target
 
 
+def _remember(path: Path, settings: dict[str, Any]) -> None:
+    """Keep what a folder is trained with; ValueError where it was begun with anything else but step counts."""
+    if not path.exists():
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(settings, indent=1) + "\n")
+        partial.replace(path)
+    kept = json.loads(path.read_text())
+    if apart := [name for name in settings if not name.endswith("_steps") and kept.get(name) != settings[name]]:
+        told = ", ".join(f"{name} = {kept.get(name)!r}, now {settings[name]!r}" for name in apart)
+        raise ValueError(f"{path.parent} was begun with {told}; go on as it was begun, or give another `out`")
+
+
 def _card(settings: Settings, origin: str, hashes: list[str], pipeline: LatentDiffusion) -> str:
     """What a user of the weights has to know."""
     size = sum(p.numel() for p in pipeline.parameters()) / 1e6
     command = f"voxplain train {settings.name} --seed {settings.seed} --steps {settings.denoiser_steps}"
     command += "" if origin == NOWHERE else " --from MODEL" + " --keep-text" * (settings.text_steps == 0)
+    fresh = origin == NOWHERE
     facts = {"begins from": origin, **asdict(settings)}
+    facts = {name: value for name, value in facts.items() if fresh or not name.startswith(("autoencoder", "detail"))}
     facts |= {what: f"`{value}`" for what, value in zip(DATA, hashes, strict=True)}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# {settings.name}
@@ -165,8 +189,7 @@ into such models. **No patient data; not for diagnosis; it has never seen a real
 - Parts: MONAI `AutoencoderKL` on 4-voxel patches, MONAI `DiffusionModelUNet` with cross-attention on all levels, a
   two-layer text transformer with 96 positions. Padding positions are keys like any other.
 - Words: the phantom grammar alone (`vocab.json` lists them). Other words are spelled in letters and mean nothing here.
-- The text encoder learned the phantom grammar first, from text alone: each word tells what its phrase speaks of
-  (finding, negation, side, lobe, degree). So the words of a phrase know of each other.
+{TAUGHT if settings.text_steps else KEPT}
 - Attention was never trained on masks: text reaches the image through the denoising loss alone.
 - Licence: Apache-2.0, like the code.
 
@@ -187,7 +210,7 @@ def _fit_autoencoder(pipeline: LatentDiffusion, pool: Pool, settings: Settings, 
     network, first_part = pipeline.autoencoder, settings.autoencoder_steps
     low, high = pipeline.config["intensity"]
     optimizer = torch.optim.AdamW(network.parameters(), settings.autoencoder_lr, weight_decay=1e-4)
-    state = Checkpoint(folder / "autoencoder.pt", {"network": network, "optimizer": optimizer}, CHECKPOINT_SECONDS)
+    state = Checkpoint(folder / "autoencoder.pt", {"network": network, "optimizer": optimizer})
     first, steps = state.load(), first_part + settings.detail_steps
     if first == 0:
         network.start_from(_normalized(pool.batch(np.arange(min(48, pool.size))), low, high).to(pipeline.device))  # type: ignore[operator]
@@ -208,10 +231,7 @@ def _fit_autoencoder(pipeline: LatentDiffusion, pool: Pool, settings: Settings, 
         loss = 20 * (_haze_weights(images) * error.square()).mean() if detail else error.abs().mean()
         descend(loss + 1e-6 * prior, optimizer, network)
         log.step(step, error.abs().mean().item() * (high - low) / 2)
-        if stopped() or state.due() or step == steps - 1:
-            state.save(step + 1)
-        if stopped():
-            raise KeyboardInterrupt
+        state.settle(step, steps, stopped)
 
 
 def _haze_weights(images: Float[Tensor, "batch 1 *spatial"]) -> Float[Tensor, "batch 1 *spatial"]:
@@ -222,20 +242,18 @@ def _haze_weights(images: Float[Tensor, "batch 1 *spatial"]) -> Float[Tensor, "b
     return weights / weights.mean()
 
 
-def _calibrate(pipeline: LatentDiffusion, pool: Pool, path: Path) -> None:
-    """Set the pipeline's latent scale so that latents have zero mean and unit variance; `path` keeps the numbers.
+def _calibrate(pipeline: LatentDiffusion, pool: Pool) -> None:
+    """Set the pipeline's latent scale so that latents have zero mean and unit variance.
 
     One scale for all channels: the mean of a patch, where findings show, then stands out of the noise long before its
     texture does, and at high noise the loss is about little else.
     """
-    if not path.exists():
-        pipeline.calibrate(0.0, 1.0)
-        latents = torch.cat(list(_latents(pipeline, pool, min(pool.size, CALIBRATING))))
-        axes = [0, *range(2, latents.ndim)]
-        mean, deviation = latents.mean(axes), latents.std(axes)
-        scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
-        path.write_text(json.dumps([mean.tolist(), scale.tolist(), (deviation * scale).tolist()]))
-    pipeline.calibrate(*json.loads(path.read_text()))
+    pipeline.calibrate(0.0, 1.0)
+    latents = torch.cat(list(_latents(pipeline, pool, min(pool.size, CALIBRATING))))
+    axes = [0, *range(2, latents.ndim)]
+    mean, deviation = latents.mean(axes), latents.std(axes)
+    scale = (1 / deviation.square().mean().sqrt()).expand(latents.shape[1])
+    pipeline.calibrate(mean.tolist(), scale.tolist(), (deviation * scale).tolist())
 
 
 def _encode(pipeline: LatentDiffusion, pool: Pool, path: Path, progress) -> Float[Tensor, "cases channels *grid"]:
@@ -277,7 +295,7 @@ def _fit_denoiser(
     optimizer = torch.optim.AdamW(groups, settings.denoiser_lr, weight_decay=1e-3, fused=True)
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
     parts = {"network": network, "optimizer": optimizer, "averaged": averaged}
-    state = Checkpoint(folder / "denoiser.pt", parts, CHECKPOINT_SECONDS)
+    state = Checkpoint(folder / "denoiser.pt", parts)
     begin = state.load()
     log.begin("denoiser", begin, steps)
     for step in range(begin, steps):
@@ -314,10 +332,7 @@ def _fit_denoiser(
             for mean, parameter in zip(averaged, network.parameters(), strict=True):
                 mean.lerp_(parameter, 1 - decay)
         log.step(step, error.square().mean().item())
-        if stopped() or state.due() or step == steps - 1:
-            state.save(step + 1)
-        if stopped():
-            raise KeyboardInterrupt
+        state.settle(step, steps, stopped)
     return [p.detach() for p in averaged], max(begin, steps)
 
 
