@@ -33,8 +33,8 @@ CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
 NOWHERE = "random numbers"
-TAUGHT = """- The text encoder learned the phantom grammar first, from text alone: each word tells what its phrase is about
-  (finding, negation, side, lobe, degree). So the words of a phrase know of each other."""
+TAUGHT = """- The text encoder learned the phantom grammar first, from text alone: each word tells what its phrase
+  speaks of (finding, negation, side, lobe, degree). So the words of a phrase know of each other."""
 KEPT = "- The text encoder is that of the model it begins from, trained on."
 DATA = ("data (SHA-256 of the first 100 phantoms)", "data, siblings that differ in one finding (the same)")
 
