@@ -4,7 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from medsyn_models import small_model
+from models.conftest import build_tiny
+from tiny_pipelines import scheduler, sd, sd2
+from tiny_transformers import sana
 
+from voxplain.adapters import as_adapter
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.attention import AttentionCall
 from voxplain.maps import Sample
@@ -129,3 +135,39 @@ def test_a_network_that_fails_says_where(grid):
     adapter = Affine(grid, slope=math.nan)
     with pytest.raises(FloatingPointError, match="toy: the inversion is not finite at timestep 247.5"):
         inverted(adapter)
+
+
+FAMILIES = {
+    "MONAI 2D": (lambda: build_tiny(2), "left pleural effusion", "v"),
+    "MONAI 3D": (lambda: build_tiny(3), "left pleural effusion", "v"),
+    "MedSyn": (small_model, "left effusion", "sample"),
+    "diffusers": (sd, "left effusion", "epsilon"),
+    "diffusers, v": (sd2, "left effusion", "v"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_whose_noise_keeps_the_variance_is_inverted_by_what_its_denoiser_predicts(family):
+    build, text, kind = FAMILIES[family]
+    adapter = as_adapter(build())
+    assert adapter.prediction == kind
+    read = adapter.generate(text, steps=2)
+    made = grounding.ground(adapter, read, text, profile="invert", steps=4, used=2)
+    assert np.isfinite(made.maps).all()
+    assert 0 < made.provenance["round_trip"]["latent"] < math.inf
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize(
+    ("build", "complaint"),
+    [
+        (lambda: sd(levels=scheduler(EulerDiscreteScheduler)), "no schedule of DDIM"),
+        (sana, "predicts (flow_prediction|nothing that it names)"),
+    ],
+    ids=["sigmas", "flow"],
+)
+def test_pipelines_of_other_noise_are_refused(build, complaint):
+    adapter = as_adapter(build())
+    values = np.zeros((3, *adapter.geometry.shape), np.float32)
+    with pytest.raises(ValueError, match=f"cannot be inverted: .*{complaint}"):
+        grounding.ground(adapter, Sample(values, adapter.geometry, ""), "left effusion", profile="invert")

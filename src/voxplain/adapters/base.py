@@ -59,6 +59,8 @@ class Adapter(ABC):
     """Of a generated image."""
     weights_hash: str | None = None
     """Which weights these are; None where nobody says."""
+    prediction: str | None = None
+    """What `denoise` gives, one of `models.schedule.PREDICTIONS`; None, or another name, where DDIM does not apply."""
 
     # seams --------------------------------------------------------------------------------------------------------
 

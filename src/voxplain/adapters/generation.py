@@ -62,6 +62,12 @@ class PipelineAdapter(Adapter):
         return signature(type(self.pipe).__call__).parameters[name].default
 
     @property
+    def prediction(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the scheduler of the moment names it; flow matching names nothing."""
+        kind = self.pipe.scheduler.config.get("prediction_type")
+        return "v" if kind == "v_prediction" else kind
+
+    @property
     def usual_guidance(self) -> float:
         """The guidance scale of `generate` where nobody gives one."""
         return float(self.default("guidance_scale"))

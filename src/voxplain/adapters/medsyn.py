@@ -18,6 +18,8 @@ class MedSynAdapter(OwnAdapter):
     in a pass of its own, which no listener hears.
     """
 
+    prediction = "sample"
+
     def __init__(self, pipeline: MedSyn) -> None:
         modules = pipeline.network.named_modules()
         layers = tuple(path for path, module in modules if isinstance(module, CrossAttention))

@@ -29,6 +29,7 @@ class MonaiAdapter(OwnAdapter):
         if not layers:
             raise ValueError(f"{self.name}: the denoiser has no cross-attention block called 'attn2'")
         self.localizing_layers = tuple(pipeline.config.get("localizing_layers", ()))
+        self.prediction = pipeline.config["prediction"]
 
     def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         refuse_compiled(self.pipeline.unet)

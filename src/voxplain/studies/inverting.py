@@ -94,7 +94,7 @@ def invert(
 
 def prediction(adapter: Adapter) -> str:
     """What the denoiser predicts, one of `PREDICTIONS`; ValueError for a model that does not say."""
-    kind = getattr(adapter, "prediction", None)
+    kind = adapter.prediction
     if kind not in PREDICTIONS:
         raise ValueError(
             f"{adapter.name} cannot be inverted: its denoiser predicts {kind or 'nothing that it names'}, and DDIM "
