@@ -55,7 +55,8 @@ def explained(shape: tuple[int, ...] = (8, 12, 16), text: str = PROMPT, unit: st
 
 
 def _honesty(word: Word) -> dict[str, Any]:
-    known = {"mass": 0.1, "distinctness": 0.5 + 0.01 * word.rows[0], "null_correlation": 0.3, "distinguishable": True}
+    near = {"word": "left", "correlation": 0.3}
+    known = {"mass": 0.1, "distinctness": 0.5 + 0.01 * word.rows[0], "nearest": near, "distinguishable": True}
     mean = {**known, "null_distinctness": 0.2}
     if word.text == "the":
         mean = {**mean, "distinctness": 0.1, "distinguishable": False}

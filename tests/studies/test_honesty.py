@@ -45,35 +45,72 @@ def test_distinctness_does_not_depend_on_scale_or_offset_of_a_map(scale, offset,
     values = drawn(3, seed).astype(float)
     moved = values.copy()
     moved[1] = scale * (values[1] + offset)
-    plain, _ = honesty.distinctness(attribution("left small nodule", values))
-    again, _ = honesty.distinctness(attribution("left small nodule", moved))
+    nulls = dict(zip(("of", "there"), drawn(2, seed + 1), strict=True))
+    plain, _ = honesty.distinctness(attribution("left small nodule", values, nulls))
+    again, _ = honesty.distinctness(attribution("left small nodule", moved, nulls))
     for a, b in zip(plain, again, strict=True):
         assert a["distinctness"] == pytest.approx(b["distinctness"], abs=1e-3)
 
 
-def test_distinctness_is_one_minus_the_highest_correlation_with_another_word():
+def test_distinctness_is_one_minus_the_mean_correlation_with_the_null_words():
+    left, of, there = (one.ravel() for one in drawn(3))
+    nulls = {"of": of.reshape(GRID), "there": there.reshape(GRID)}
+    (word,), (first, second) = honesty.distinctness(attribution("left", [left.reshape(GRID)], nulls))
+    expected = 1 - (pearsonr(left, of).statistic + pearsonr(left, there).statistic) / 2
+    assert word["distinctness"] == pytest.approx(expected, abs=1e-6)
+    between = 1 - pearsonr(of, there).statistic
+    assert first["distinctness"] == second["distinctness"] == pytest.approx(between, abs=1e-6)
+
+
+def test_a_flat_map_is_not_distinct_and_a_flat_null_word_is_no_reference():
+    flat = np.full(GRID, 0.25, np.float32)
+    left, of = drawn(2)
+    (shown, nothing), _ = honesty.distinctness(attribution("left nodule", [left, flat], {"of": of, "there": of}))
+    assert shown["distinctness"] > 0 and nothing["distinctness"] == 0
+    for nulls in ({"of": of, "there": flat}, {"of": flat, "there": flat}):
+        judged = honesty.judge({"mean": attribution("left small nodule", [left, of, flat], nulls)})
+        assert judged["left"]["recipes"]["mean"]["null_distinctness"] == 0
+        assert judged["left"]["distinguishable"] is True
+        assert judged["small"]["distinguishable"] is bool(nulls["of"] is flat)  # else it is a null word's copy
+        assert judged["nodule"]["distinguishable"] is False
+
+
+def test_the_nearest_word_is_the_content_word_with_the_most_similar_map():
     left, small = drawn(2)
     nodule = 0.9 * small + 0.1 * left
-    facts, nulls = honesty.distinctness(attribution("left small nodule", [left, small, nodule]))
+    found = honesty.nearest(attribution("left small and nodule", [left, small, small, nodule]))
     highest = pearsonr(small.ravel(), nodule.ravel()).statistic
-    assert facts[1]["distinctness"] == facts[2]["distinctness"] == pytest.approx(1 - highest, abs=1e-6)
-    assert facts[0]["null_correlation"] is None
-    assert nulls == []
+    assert [one["word"] for one in found[1:]] == [
+        "nodule",
+        "small",
+        "small",
+    ]  # "and" is like "small", never the nearest
+    assert found[1]["correlation"] == found[3]["correlation"] == pytest.approx(highest, abs=1e-6)
 
 
-def test_function_words_are_no_reference_and_a_repeated_word_is_not_compared_with_itself():
+def test_a_repeated_word_a_flat_map_and_a_lonely_word_have_no_nearest():
     left, other = drawn(2)
-    facts, _ = honesty.distinctness(attribution("left and left the nodule", [left, left, left, left, other]))
-    expected = 1 - pearsonr(left.ravel(), other.ravel()).statistic
-    assert facts[0]["distinctness"] == facts[2]["distinctness"] == pytest.approx(expected, abs=1e-6)
-    assert facts[1]["distinctness"] == 0  # but "and" has the map of "left"
+    found = honesty.nearest(attribution("left and left the nodule", [left, left, left, left, other]))
+    assert [found[0]["word"], found[2]["word"]] == ["nodule", "nodule"]  # not "left", said again
+    nothing = {"word": None, "correlation": None}
+    assert honesty.nearest(attribution("left nodule", [np.full(GRID, 0.25), other]))[0] == nothing
+    assert honesty.nearest(attribution("nodule", [other])) == [nothing]
 
 
-def test_a_flat_map_is_not_distinct_and_a_lonely_word_is():
-    flat = np.full(GRID, 0.25, np.float32)
-    facts, _ = honesty.distinctness(attribution("left nodule", [flat, drawn(1)[0]]))
-    assert facts[0]["distinctness"] == 0
-    assert honesty.distinctness(attribution("nodule", drawn(1)))[0] == [{"distinctness": 1.0, "null_correlation": None}]
+def test_words_that_share_a_map_are_distinguishable_as_long_as_null_words_have_another():
+    phrase, picture, detail = drawn(3)
+    nulls = {"of": picture, "there": 0.7 * picture + 0.3 * detail}
+    alike = [phrase, phrase, 0.99 * phrase + 0.01 * detail]
+    judged = honesty.judge({"mean": attribution("left pleural effusion", alike, nulls)})
+    assert all(judged[word]["distinguishable"] for word in ("left", "pleural", "effusion"))
+    assert judged["effusion"]["nearest"]["correlation"] > 0.99
+
+
+@given(st.integers(0, 1000))
+def test_a_copy_of_a_null_words_map_is_never_distinguishable(seed):
+    of, there, left = drawn(3, seed)
+    judged = honesty.judge({"mean": attribution("left nodule", [left, 3 * there], {"of": of, "there": there})})
+    assert judged["nodule"]["distinguishable"] is False
 
 
 def test_a_word_is_distinguishable_only_if_its_map_is_more_distinct_than_every_null_words():
@@ -86,13 +123,13 @@ def test_a_word_is_distinguishable_only_if_its_map_is_more_distinct_than_every_n
     assert judged["opacity"]["distinguishable"] is False
     facts = judged["opacity"]["recipes"]["mean"]
     assert facts["distinctness"] <= facts["null_distinctness"]
-    assert facts["null_correlation"] == pytest.approx(pearsonr(empty.ravel(), picture.ravel()).statistic, abs=1e-6)
 
 
 def test_without_null_words_no_verdict_is_given():
     judged = honesty.judge({"mean": attribution("left nodule", drawn(2))})
     assert judged["left"]["distinguishable"] is None
     assert judged["left"]["recipes"]["mean"]["null_distinctness"] is None
+    assert judged["left"]["distinctness"] is None
 
 
 def test_a_word_must_be_distinguishable_in_every_recipe():

@@ -96,6 +96,12 @@ def test_what_is_not_distinguishable_is_marked_where_it_is_shown(page):
     assert page.all("tr")[1:] and sum(attrs["class"] == "unsure" for attrs in page.all("tr")[1:]) == 1
 
 
+def test_the_table_names_the_word_with_the_most_similar_map_where_it_is_known(explanation, page):
+    assert " ".join(page.text).count("left (0.30)") == 2 * len(explanation.prompt.words)  # for each recipe
+    bare = {name: {**facts, "recipes": {}, "nearest": None} for name, facts in explanation.honesty.items()}
+    assert "(0.30)" not in report(replace(explanation, honesty=bare))
+
+
 def test_a_phrase_of_words_that_are_not_distinguishable_is_marked_too(explanation):
     word, phrase = word_views(explanation, ["the", "the left"])
     assert not word.sure() and not word.sure("mean") and word.sure("effect")
@@ -166,6 +172,7 @@ def test_the_table_holds_plain_values(explanation):
         "lung",
     ]
     assert rows[6]["distinguishable"] is False and rows[6]["recipes"]["mean"]["distinctness"] == 0.1
+    assert rows[0]["nearest"] == rows[0]["recipes"]["effect"]["nearest"] == {"word": "left", "correlation": 0.3}
     assert rows[0]["mass"] == pytest.approx(explanation.attributions["mean"].mass()["Large"])
     heatmap = explanation.word("Large", recipe="effect")
     world = heatmap.geometry.world(np.array([heatmap.peak], float))[0]

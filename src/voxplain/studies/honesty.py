@@ -1,10 +1,11 @@
 """How far a word's map can be believed (ours): its mass, how distinct it is, and whether two recipes agree.
 
-Distinctness of a map: 1 - the highest Pearson correlation, over cells, with the map of any other content word of the
-prompt and of the null words. Null words mean nothing here: two function words that the prompt does not hold, appended
-to it and passed through the network at the stored states, so that the sample itself never saw them. A word is
+Null words mean nothing here: two function words that the prompt does not hold, appended to it and passed through the
+network at the stored states, so that the sample itself never saw them. Distinctness of a map: 1 - its mean Pearson
+correlation, over cells, with the maps of the null words; of a null word's own map, with those of the others. A word is
 *distinguishable* if its map is more distinct than that of every null word; otherwise nothing in the map sets the word
-apart from one without meaning, and no confident mask should be made of it.
+apart from one without meaning, and no confident mask should be made of it. Words of one phrase rightly share a map, so
+likeness to other words of the prompt is told (`nearest`) but does not count against a word.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from voxplain.metrics import rank_correlation, top_overlap
 from voxplain.resampling import resample
 from voxplain.tokens import TokenizedPrompt, Word, label
 
-# Words that say nothing about what an image shows: the map of another word is not compared with theirs.
+# Words that say nothing about what an image shows: they are never named as the nearest to another word.
 FUNCTION_WORDS = frozenset(
     "a an and are at by for from has in is no of on or the there to with within without".split()  # noqa: SIM905
 )
@@ -57,28 +58,46 @@ def correlations(maps: Float[np.ndarray, "maps *grid"]) -> Float[np.ndarray, "ma
 
 
 def distinctness(attribution: Attribution) -> tuple[list[dict[str, float | None]], list[dict[str, float | None]]]:
-    """For each word, and for each null word (`controls`): `distinctness`, 0 to 2, and `null_correlation`, -1 to 1.
+    """For each word, and for each null word (`controls`): `distinctness`, 0 to 2; None without null words.
 
-    Distinctness is 1 - the highest correlation with another map, `null_correlation` the highest with that of a null
-    word (None without any). Words are compared with the content words of the prompt and with the null words, but not
-    with themselves said twice. A flat map shows nothing and scores 0; a word that has no other to be compared with
-    scores 1.
+    It is 1 - the mean correlation with the maps of the null words, without itself and without flat ones. A flat map
+    shows nothing and scores 0. Where all null words are flat any other map scores 1; where all others are, a null word
+    scores 0: it is no bar to anything but its own copies.
     """
-    words = attribution.prompt.words
-    values = [_map(attribution, word) for word in words]
+    values = [_map(attribution, word) for word in attribution.prompt.words]
     if not values:
         return [], []
-    maps = np.stack([*values, *attribution.controls.values()])  # [words + nulls, *grid]
-    names = [word.text.casefold() for word in words] + [f"null {name}" for name in attribution.controls]
-    related, count = correlations(maps), len(words)
+    maps, count = np.stack([*values, *attribution.controls.values()]), len(values)  # [words + nulls, *grid]
+    related, flat = correlations(maps), [_is_flat(one) for one in maps]
     found: list[dict[str, float | None]] = []
+    for index in range(len(maps)):
+        others = [k for k in range(count, len(maps)) if k != index and not flat[k]]
+        score = float(index < count and not flat[index])
+        if others and not flat[index]:
+            score = round(1.0 - float(np.mean(related[index, others])), 6)  # equal maps differ by rounding
+        found.append({"distinctness": score if attribution.controls else None})
+    return found[:count], found[count:]
+
+
+def nearest(attribution: Attribution) -> list[dict[str, Any]]:
+    """For each word: the content word of the prompt whose map is most like its own, and their `correlation`, -1 to 1.
+
+    The same word said twice is not another word. Both are None for a flat map and for a word that has no other.
+    """
+    words = attribution.prompt.words
+    if not words:
+        return []
+    maps = np.stack([_map(attribution, word) for word in words])
+    related, names = correlations(maps), [word.text.casefold() for word in words]
+    found: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         others = [k for k, other in enumerate(names) if other not in FUNCTION_WORDS and other != name]
-        nulls = [round(float(related[index, k]), 6) for k in others if k >= count]
-        nearest = max((related[index, k] for k in others), default=0.0)
-        score = 0.0 if _is_flat(maps[index]) else round(1.0 - float(nearest), 6)  # equal maps differ by rounding
-        found.append({"distinctness": score, "null_correlation": max(nulls, default=None)})
-    return found[:count], found[count:]
+        best = max(others, key=lambda k: related[index, k], default=None)
+        if best is None or _is_flat(maps[index]):
+            found.append({"word": None, "correlation": None})
+        else:
+            found.append({"word": label(words[best]), "correlation": round(float(related[index, best]), 6)})
+    return found
 
 
 def agreement(first: Float[np.ndarray, "*grid"], second: Float[np.ndarray, "*cells"]) -> dict[str, float | None]:
@@ -98,18 +117,18 @@ def agreement(first: Float[np.ndarray, "*grid"], second: Float[np.ndarray, "*cel
 def judge(attributions: Mapping[str, Attribution]) -> dict[str, dict[str, Any]]:
     """What is known of each word, by its label, as plain values.
 
-    `recipes` holds for each recipe `mass` (share of all mass; None on a logarithmic scale), `distinctness`,
-    `null_correlation`, `null_distinctness` (the null words' highest) and `distinguishable` (None without null
-    words). Beside it stand the first recipe's mass, distinctness and null_correlation, `distinguishable` (in every
-    recipe), and, where "mean" and "effect" are both there, their `agreement`.
+    `recipes` holds for each recipe `mass` (share of all mass; None on a logarithmic scale), `distinctness`, `nearest`
+    (another word, and the correlation with its map), `null_distinctness` (the null words' highest) and
+    `distinguishable` (None without null words). Beside it stand the first recipe's mass, distinctness and nearest,
+    `distinguishable` (in every recipe), and, where "mean" and "effect" are both there, their `agreement`.
     """
     entries: dict[str, dict[str, Any]] = {}
     for recipe, attribution in attributions.items():
         shares = attribution.mass() if attribution.recipe.scaling != "log_ratio" else {}  # logarithms have no mass
         own, nulls = distinctness(attribution)
         floor = max((null["distinctness"] or 0.0 for null in nulls), default=None)
-        for word, facts in zip(attribution.prompt.words, own, strict=True):
-            known = {"mass": shares.get(label(word)), **facts}
+        for word, facts, near in zip(attribution.prompt.words, own, nearest(attribution), strict=True):
+            known = {"mass": shares.get(label(word)), **facts, "nearest": near}
             verdict = None if floor is None else (facts["distinctness"] or 0.0) > floor
             entry = entries.setdefault(label(word), {**known, "distinguishable": None, "recipes": {}})
             entry["recipes"][recipe] = {**known, "null_distinctness": floor, "distinguishable": verdict}

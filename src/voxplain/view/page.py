@@ -184,6 +184,7 @@ def _table(explanation: Explanation) -> str:
     axes = ", ".join("xyz"[: explanation.sample.geometry.ndim])
     head = ["Word", "Mass", *(f"Peak of {escape(recipe)}<br>({axes} mm)" for recipe in recipes)]
     head += [f"Distinctness of {escape(recipe)}<br>(null word)" for recipe in recipes]
+    head += [f"Map of {escape(recipe)}<br>most like that of" for recipe in recipes]
     head += ["Rank correlation of recipes", "Overlap of their top 10%"] + ["Correlation of seeds"] * seeds + ["Verdict"]
     rows = []
     for row in word_rows(explanation):
@@ -192,15 +193,21 @@ def _table(explanation: Explanation) -> str:
         cells = [escape(row["word"]), markup.percent(row["mass"])]
         cells += [", ".join(f"{x:.0f}" for x in facts["peak"] or ()) for facts in each]
         cells += [f"{markup.decimal(f['distinctness'])} ({markup.decimal(f['null_distinctness'])})" for f in each]
+        cells += [_nearest(facts["nearest"]) for facts in each]
         cells += [markup.decimal(row["rank_correlation"]), markup.percent(row["top10_overlap"])]
         cells += [markup.decimal(row["seed_correlation"])] * seeds + [verdict]
         rows.append(("unsure" if row["distinguishable"] is False else "", cells))
     return (
         f"<h2>How far to believe each word</h2>{markup.table(head, rows)}<p class='soft'>{_special(explanation)}"
-        "Distinctness is 1 minus the highest correlation with another word's map; in brackets that of a null word, one "
-        f"that means nothing here. A word that does not exceed it is {UNSURE_TEXT}. Peaks are in LPS millimeters: x to "
-        "the patient's left, y to posterior (downwards in a radiograph), z to superior.</p>"
+        "Distinctness is 1 minus the mean correlation with the maps of two null words, which mean nothing here; in "
+        f"brackets that of a null word. A word that does not exceed it is {UNSURE_TEXT}. Words of one phrase may well "
+        "share a map: the word with the most similar one is named, with the correlation. Peaks are in LPS millimeters: "
+        "x to the patient's left, y to posterior (downwards in a radiograph), z to superior.</p>"
     )
+
+
+def _nearest(near: Mapping[str, Any]) -> str:
+    return f"{escape(near['word'])} ({markup.decimal(near['correlation'])})" if near["word"] else markup.decimal(None)
 
 
 def _special(explanation: Explanation) -> str:

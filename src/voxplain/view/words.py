@@ -14,6 +14,7 @@ from voxplain.maps import Attribution, Explanation, Heatmap, UnmeasuredError
 from voxplain.tokens import TokenizedPrompt
 
 UNSURE_TEXT = "not distinguishable"
+FIRST = ("peak", "distinctness", "null_distinctness", "nearest")  # what a row of the table has of its first recipe
 DETAIL = re.compile(r"(?P<of>.+?) (?:part (?P<part>\d+) of (?P<count>\d+)|layer (?P<layer>\S+))")
 
 
@@ -83,9 +84,9 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
     """The table of words, as plain values; None where something was not measured.
 
     `mass` is the word's share of the attention; `recipes` holds for each recipe the `peak` (LPS mm, x first),
-    `distinctness`, `null_distinctness` (that of a word that means nothing) and `distinguishable`, and the first
-    recipe's stand beside it, but `distinguishable` there is that of all; then the agreement of the recipes and the
-    correlation between seeds.
+    `distinctness`, `null_distinctness` (that of a word that means nothing), `distinguishable` and `nearest` (the word
+    whose map is most like this one's, and their correlation), and the first recipe's stand beside it, but
+    `distinguishable` there is that of all; then the agreement of the recipes and the correlation between seeds.
     """
     mass, rows = attention_mass(explanation), []
     for view in word_views(explanation):
@@ -93,17 +94,19 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
         each = {}
         for recipe in main_recipes(explanation):
             facts, heatmap = _facts(view.honesty, recipe), view.heatmaps[recipe]
+            near = facts.get("nearest") or {}
             each[recipe] = {
                 "peak": heatmap and [round(float(x), 1) for x in _world(heatmap.geometry, heatmap.peak)],
                 "distinctness": _number(facts.get("distinctness")),
                 "null_distinctness": _number(facts.get("null_distinctness")),
                 "distinguishable": facts.get("distinguishable"),
+                "nearest": {"word": near.get("word"), "correlation": _number(near.get("correlation"))},
             }
         rows.append(
             {
                 "word": view.label,
                 "mass": _number(mass.get(view.label, view.honesty.get("mass"))),
-                **{key: next(iter(each.values()))[key] for key in ("peak", "distinctness", "null_distinctness")},
+                **{key: next(iter(each.values()))[key] for key in FIRST},
                 "distinguishable": view.honesty.get("distinguishable"),
                 "recipes": each,
                 "rank_correlation": _number(agreement.get("rank_correlation")),
