@@ -17,6 +17,13 @@ def test_a_folder_of_something_else_says_what_it_holds(tmp_path):
         voxplain.load(tmp_path)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_names_those_that_are(device, monkeypatch):
+    monkeypatch.setattr("voxplain.models.thorax.load", lambda name: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=f"device = '{device}' cannot be used here .*; there is cpu"):
+        voxplain.load("thorax", device=device)
+
+
 def test_a_name_that_is_not_there_says_what_is():
     with pytest.raises(AttributeError, match="no 'explian'; it has .*explain"):
         voxplain.explian  # noqa: B018

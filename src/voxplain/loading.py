@@ -27,11 +27,13 @@ def load(
     ("float32", "float16", "bfloat16") is that of the networks; `device` is "cpu" unless given. `trust_code` runs the
     expressions of a MONAI bundle, which are code.
 
-    Raises ValueError for what is no model and for options that it does not take, and FileNotFoundError where there are
-    no weights; both say what there is.
+    Raises ValueError for what is no model, for options that it does not take and for a device that is not there, and
+    FileNotFoundError where there are no weights; both say what there is.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype = {dtype!r}; give {', '.join(DTYPES)}")
+    if device not in (None, "cpu"):
+        _refuse_device(device)
     name = str(name_or_path)
     folder = Path(name)
     if name.startswith(MEDSYN):
@@ -55,6 +57,17 @@ def load(
         holds = f" (a folder that holds {', '.join(found) or 'nothing'})" if folder.is_dir() else ""
         raise ValueError(f"there is no model {name!r}{holds}: {KINDS}")
     return model.to(device) if device else model
+
+
+def _refuse_device(device: str) -> None:
+    torch = _part("torch")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch without CUDA asserts it
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device = {device!r} cannot be used here ({why}); there is {', '.join(there)}") from None
 
 
 def _part(module: str) -> Any:
