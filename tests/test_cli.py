@@ -78,7 +78,8 @@ def test_explain_writes_a_run_that_holds_what_the_function_gives(made, toy):
 
 def test_explain_says_which_words_are_not_to_be_trusted(tmp_path):
     result = call("explain", PROMPT, "--out", tmp_path / "run", "--steps", 2)
-    assert "not distinguishable from a word that means nothing here: and" in result.stderr
+    for recipe in ("mean", "effect"):
+        assert f"not distinguishable by '{recipe}' from a word that means nothing here: and\n" in result.stderr
     assert result.stdout == ""
 
 
@@ -126,6 +127,13 @@ def test_words_prints_a_row_for_each_word(made):
         assert word in result.stdout
 
 
+def test_a_narrow_window_cuts_no_figure_of_the_table_off(made, monkeypatch):
+    wide = call("words", made).stdout
+    monkeypatch.setenv("COLUMNS", "30")
+    assert call("words", made).stdout == wide
+    assert "…" not in wide
+
+
 def test_words_as_json_is_one_document_with_the_honesty_of_each_word(made):
     result = call("words", made, "--json")
     document = json.loads(result.stdout)
@@ -136,6 +144,7 @@ def test_words_as_json_is_one_document_with_the_honesty_of_each_word(made):
             facts = known[row["word"]]["recipes"][recipe]
             assert row["recipes"][recipe]["distinctness"] == facts["distinctness"]
             assert row["recipes"][recipe]["null_distinctness"] == facts["null_distinctness"]
+            assert row["recipes"][recipe]["nearest"] == facts["nearest"]
         assert row["distinguishable"] == (row["word"] != "and")
         assert row["rank_correlation"] == known[row["word"]]["agreement"]["rank_correlation"]
         assert row["top10_overlap"] == known[row["word"]]["agreement"]["top10_overlap"]
@@ -358,6 +367,23 @@ def test_a_folder_that_is_no_run_is_never_replaced(tmp_path):
     (tmp_path / "thesis" / "chapter.tex").write_text("all of it")
     refused(call("explain", PROMPT, "--out", tmp_path / "thesis", "--overwrite"), "holds no run")
     assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_a_run_that_could_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load", lambda name, **options: pytest.fail("the model was loaded"))
+    (tmp_path / "notes").write_text("a file")
+    refused(call("explain", PROMPT, "--out", tmp_path / "notes" / "runs" / "one"), "notes is a file, not a folder")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refused(call("explain", PROMPT, "--out", tmp_path / "runs" / "one"), f"{tmp_path} is read-only", code=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_file_is_written_into_a_folder_that_is_made_for_it_and_never_over_one(made, tmp_path):
+    out = tmp_path / "masks" / "left.nii.gz"
+    assert call("mask", made, "left", "--out", out).exit_code == 0 and out.is_file()
+    refused(call("overlay", made, "left", "--out", tmp_path), f"{tmp_path} is a folder; name the file to write")
+    refused(call("report", made, "--out", out / "page.html"), "left.nii.gz is a file, not a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
 
 @pytest.mark.parametrize("verb", ["words", "report", "effect", "mask", "overlay", "export"])

@@ -112,6 +112,9 @@ def progress() -> Iterator[Callable[..., None]]:
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Fail before any work is done if the run folder could not be written after it."""
+    from voxplain.io.folders import refuse_blocked
+
+    refuse_blocked(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another folder, or replace the run in it by --overwrite")
     if out.exists() and not (out / "run.json").is_file() and not (out.is_dir() and not any(out.iterdir())):

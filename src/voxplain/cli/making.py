@@ -177,9 +177,10 @@ def write(
     save_run(explanation, out, overwrite=overwrite)
     for warning in explanation.provenance["warnings"]:
         say(f"warning: {warning}")
-    unsure = [word for word, facts in explanation.honesty.items() if facts["distinguishable"] is False]
-    if unsure:
-        say(f"not distinguishable from a word that means nothing here: {', '.join(unsure)}")
+    for recipe in explanation.provenance["recipes"]:
+        judged = {word: facts["recipes"][recipe]["distinguishable"] for word, facts in explanation.honesty.items()}
+        if unsure := [word for word, verdict in judged.items() if verdict is False]:
+            say(f"not distinguishable by {recipe!r} from a word that means nothing here: {', '.join(unsure)}")
     say(f"{out}: open {out / 'report.html'}")
 
 

@@ -37,7 +37,9 @@ def words(run: Run, as_json: Annotated[bool, typer.Option("--json", help="Print 
         table.add_column(title, no_wrap=True)
     for each in lines:
         table.add_row(*(each[title] for title in shown), style="dim" if each["sure"] == "NO" else None)
-    Console().print(table)
+    console = Console()
+    natural = Console(width=10_000).measure(table).maximum
+    Console(width=max(console.width, natural)).print(table)  # lines may wrap in a narrow window, figures are never cut
 
 
 @verb

@@ -22,6 +22,7 @@ def new_folder(folder: str | os.PathLike, *, overwrite: bool = False, marker: st
         raise FileExistsError(f"{final} exists; choose another folder or allow it to be replaced (--overwrite)")
     if final.exists() and not (final.is_dir() and ((final / marker).is_file() or not any(final.iterdir()))):
         raise FileExistsError(f"{final} holds no {marker}, so it is not replaced; choose another folder")
+    refuse_blocked(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
@@ -50,14 +51,31 @@ def _swap(partial: Path, final: Path) -> None:
 
 
 def write_file(path: str | os.PathLike, content: bytes) -> None:
-    """Replace the file at `path` in one step: readers see the old content or the new one, never a part."""
+    """Replace the file at `path` in one step: readers see the old content or the new one, never a part.
+
+    Folders that it lies in are made where they are not there yet.
+    """
     final = Path(path).expanduser().resolve()
+    if final.is_dir():
+        raise IsADirectoryError(f"{final} is a folder; name the file to write")
+    refuse_blocked(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.write_bytes(content)
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_blocked(path: str | os.PathLike) -> None:
+    """Raise if nothing can be written at `path`: what there is of the folders above it is a file, or is read-only."""
+    final = Path(path).expanduser().resolve()
+    above = next(each for each in final.parents if each.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{final} cannot be written: {above} is a file, not a folder; choose another place")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{final} cannot be written: {above} is read-only to you; choose another place")
 
 
 def safe_name(text: str) -> str:
