@@ -30,6 +30,18 @@ def test_cells_are_short_for_people_and_exact_for_machines():
     assert as_plain([TABLE])[0]["rows"][0][2] == [0.71234, 0.6, 0.8]
 
 
+def test_a_printed_figure_stays_a_figure_and_a_formula_does_not_run():
+    cells = ("-0.27", "+3", "-4.5±1.6", "-0.27+1", "-A1", "@x", "-")
+    table = Table("t", "t", ("figure",), tuple((cell,) for cell in cells))
+    assert [row[0] for row in csv.reader(io.StringIO(as_csv(table)))][1:] == [
+        *cells[:3],
+        "'-0.27+1",
+        "'-A1",
+        "'@x",
+        "'-",
+    ]
+
+
 def test_latex_is_escaped():
     made = as_latex(TABLE)
     for part in (r"50\% \_x\_ \{y\} \textbackslash{}z \$1 \#2", r"\textless{}script\textgreater{}", r"\& "):

@@ -6,6 +6,7 @@ Whatever came from outside is escaped here, for the language that it is written 
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,7 @@ from html import escape
 Spread = tuple[float, float | None, float | None]  # value, and the ends of its interval where there is one
 Cell = str | int | float | Spread | None
 
+FIGURE = re.compile(r"[+-]\d+(\.\d+)?(±\d+(\.\d+)?)?")  # as papers print it
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -94,8 +96,9 @@ def _latex(cell: Cell) -> str:
 
 
 def _inert(part: str | int | float) -> str | int | float:
-    """A text that a spreadsheet would run as a formula is marked as text."""
-    return f"'{part}" if isinstance(part, str) and part[:1] in ("=", "+", "-", "@", "\t") else part
+    """A text that a spreadsheet would run as a formula is marked as text; a figure, such as "-0.27", is none."""
+    formula = isinstance(part, str) and part[:1] in ("=", "+", "-", "@", "\t") and not FIGURE.fullmatch(part)
+    return f"'{part}" if formula else part
 
 
 def as_plain(tables: Sequence[Table]) -> list[dict]:
