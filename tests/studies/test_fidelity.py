@@ -121,7 +121,19 @@ def test_a_classifiers_scores_become_an_auc_a_finding(tmp_path):
     made = json.loads(call("fidelity", tmp_path / "scores.npy", "--json").stdout)
     assert made["rows"] == [["Pleural Effusion", 0.75, 2, 2], ["mean over findings", 0.75, None, None]]
     (tmp_path / "scores.json").write_text(json.dumps({**said, "labels": ["Mass"] * 5}))
-    refused(call("fidelity", tmp_path / "scores.npy"), "no output 'Mass'")
+    refused(call("fidelity", tmp_path / "scores.npy"), "no output 'Mass' for 'Mass'; it has Effusion: say which")
+
+
+def test_what_a_classifier_calls_a_finding_can_be_said(tmp_path):
+    np.save(tmp_path / "scores.npy", np.array([[0.9], [0.4], [0.5], [0.1]]))
+    said = {"network": "net", "outputs": ["fluid"], "labels": ["Effusion", "Effusion", "normal", "normal"]}
+    (tmp_path / "scores.json").write_text(json.dumps(said))
+    refused(call("fidelity", tmp_path / "scores.npy", "--as", "Effusion=fluid"), "no output 'normal'")
+    refused(call("fidelity", tmp_path / "scores.npy", "--as", "Effusion"), "--as Effusion: give it as NAME=VALUE")
+    options = ("--as", "Effusion=fluid", "--healthy", "normal", "--json")
+    made = json.loads(call("fidelity", tmp_path / "scores.npy", *options).stdout)
+    assert made["rows"][0] == ["Effusion", 0.75, 2, 2]
+    assert "against 'normal'" in made["note"] and "read Effusion by fluid" in made["note"]
 
 
 @pytest.fixture

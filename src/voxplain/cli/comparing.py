@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from voxplain.cli.base import Seed, say, verb
+from voxplain.cli.base import Seed, named, say, verb
 
 
 @verb
@@ -20,6 +20,11 @@ def fidelity(
     labels: Annotated[
         Path | None, typer.Option(help="CSV (file, label): the reader's AUC on one folder.", show_default=False)
     ] = None,
+    read_as: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="LABEL=OUTPUT: what the classifier calls a finding; again for several."),
+    ] = None,
+    healthy: Annotated[str, typer.Option(help="The label of healthy images, for the AUC.")] = "No Finding",
     data_range: Annotated[
         float | None, typer.Option(help="Width of the values' scale: 1 for pictures, 2000 for CT.", show_default=False)
     ] = None,
@@ -32,10 +37,12 @@ def fidelity(
     """Compare generated images with real ones: distances of features, pairs of images, diversity, classifier AUC."""
     from dataclasses import asdict
 
+    from voxplain.metrics.classification import TORCHXRAYVISION
     from voxplain.metrics.features import load_features
     from voxplain.studies import fidelity as study
 
     options = {"data_range": data_range, "scales": scales, "window": window}
+    called = {"names": {**TORCHXRAYVISION, **named(read_as, "--as")}, "healthy": healthy}
     found, table = [], None
     if reader is not None:
         from voxplain.studies.judging import load_reader
@@ -44,12 +51,12 @@ def fidelity(
         if (generated is None) == (labels is None):
             raise ValueError("with --reader give two folders, or one folder and --labels")
         if labels is not None:
-            table = study.reader_auc(opened, given, labels)
+            table = study.reader_auc(opened, given, labels, **called)
         elif generated is not None:
             both = [study.reader_features(opened, folder) for folder in (given, generated)]
             found = study.distances(*both, allow_few=allow_few, seed=seed)
     elif generated is None and given.suffix == ".npy":
-        table = study.scored_files(given)
+        table = study.scored_files(given, **called)
     elif generated is None:
         if given.suffix != ".csv":
             raise ValueError(f"{given}: give two of a kind; or alone a CSV file (image, prompt) or scores (.npy)")

@@ -32,7 +32,10 @@ def finding_auc(
         raise ValueError(f"{len(labels)} labels and {len(outputs)} outputs, but scores of shape {scores.shape}")
     output = names.get(finding, finding)
     if output not in outputs:
-        raise ValueError(f"the classifier has no output {output!r} for {finding!r}; it has {', '.join(outputs)}")
+        raise ValueError(
+            f"the classifier has no output {output!r} for {finding!r}; it has {', '.join(outputs)}: say which of them "
+            "it is by `names` (--as LABEL=OUTPUT)"
+        )
     positive, negative = (np.array([label == name for label in labels], bool) for name in (finding, healthy))
     for name, group in ((finding, positive), (healthy, negative)):
         if not group.any():

@@ -6,7 +6,7 @@ phantoms and is a yardstick for phantoms alone.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from voxplain.datasets.phantom.findings import KINDS
 from voxplain.datasets.reading import NIFTI, read_image
 from voxplain.datasets.tables import rows
 from voxplain.metrics.base import Undefined
-from voxplain.metrics.classification import finding_auc
+from voxplain.metrics.classification import TORCHXRAYVISION, finding_auc
 from voxplain.metrics.distribution import Distance, fid, kid, precision_recall
 from voxplain.metrics.features import Features
 from voxplain.metrics.image import ms_ssim, pairs_across, pairs_within, psnr, ssim
@@ -29,6 +29,7 @@ from voxplain.view.tables import Cell, Table
 
 IMAGES = (*NIFTI, ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 HEALTHY = "No Finding"
+Names = Mapping[str, str]  # a finding -> what the classifier calls it
 Pair = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -112,7 +113,7 @@ def diversity_table(
     return Table("diversity", "MS-SSIM, lower is more diverse", _COLUMNS, tuple(lines), note)
 
 
-def scored_files(scores: Path) -> Table:
+def scored_files(scores: Path, *, names: Names = TORCHXRAYVISION, healthy: str = HEALTHY) -> Table:
     """`auc_table` of `NAME.npy`, [images, outputs], and of `NAME.json` beside it.
 
     That file holds {"network": ..., "outputs": [...], "labels": [...]}, a label for each image. Raises
@@ -126,10 +127,13 @@ def scored_files(scores: Path) -> Table:
     if not isinstance(said, dict) or not {"network", "outputs", "labels"} <= said.keys():
         raise ValueError(f"{beside} must hold {example}")
     values = np.load(scores, allow_pickle=False).astype(np.float64)
-    return auc_table(values, list(map(str, said["outputs"])), list(map(str, said["labels"])), str(said["network"]))
+    outputs, labels = (list(map(str, said[name])) for name in ("outputs", "labels"))
+    return auc_table(values, outputs, labels, str(said["network"]), names=names, healthy=healthy)
 
 
-def reader_auc(reader: LearnedReader, folder: Path, labels: Path) -> Table:
+def reader_auc(
+    reader: LearnedReader, folder: Path, labels: Path, *, names: Names = TORCHXRAYVISION, healthy: str = HEALTHY
+) -> Table:
     """`auc_table` of what the reader says of the volumes of a folder, labeled by a CSV file (file, label).
 
     The score of a kind of finding is its highest probability anywhere. Labels are kinds such as "effusion", or
@@ -143,23 +147,36 @@ def reader_auc(reader: LearnedReader, folder: Path, labels: Path) -> Table:
         seen = see(reader.network, _volume(path))
         made.append([float(seen[kind].max()) for kind in KINDS])
     network = f"voxplain reader {reader.weights_hash[:12]}"
-    return auc_table(np.array(made), KINDS, [said[path.name] for path in paths], network)
+    return auc_table(np.array(made), KINDS, [said[path.name] for path in paths], network, names=names, healthy=healthy)
 
 
 def auc_table(
-    scores: Float[np.ndarray, "images outputs"], outputs: Sequence[str], labels: Sequence[str], network: str
+    scores: Float[np.ndarray, "images outputs"],
+    outputs: Sequence[str],
+    labels: Sequence[str],
+    network: str,
+    *,
+    names: Names = TORCHXRAYVISION,
+    healthy: str = HEALTHY,
 ) -> Table:
-    """The AUC of a classifier's output for each finding: images of it alone against those labeled "No Finding"."""
+    """The AUC of a classifier's output for each finding: images of it alone against those labeled `healthy`.
+
+    `names` maps a finding to its output where the two are called otherwise. Raises ValueError for a finding that has no
+    output.
+    """
     lines: list[tuple[Cell, ...]] = []
-    for finding in dict.fromkeys(label for label in labels if label != HEALTHY and "|" not in label):
-        counts = labels.count(finding), labels.count(HEALTHY)
+    for finding in dict.fromkeys(label for label in labels if label != healthy and "|" not in label):
+        counts = labels.count(finding), labels.count(healthy)
         try:
-            lines.append((finding, finding_auc(scores, outputs, labels, finding), *counts))
+            made = finding_auc(scores, outputs, labels, finding, healthy=healthy, names=names)
+            lines.append((finding, made, *counts))
         except Undefined as error:
             lines.append((finding, error.reason, *counts))
     found = [line[1] for line in lines if isinstance(line[1], float)]
     lines.append(("mean over findings", float(np.mean(found)) if found else None, None, None))
-    note = f"classifier: {network}; images of one finding alone against {HEALTHY!r}; chance is 0.5"
+    note = f"classifier: {network}; images of one finding alone against {healthy!r}; chance is 0.5"
+    if read := [f"{label} by {names[label]}" for label in dict.fromkeys(labels) if label in names]:
+        note += f"; read {', '.join(read)}"
     return Table("classifier", "AUC by finding", ("finding", "AUC", "positives", "healthy"), tuple(lines), note)
 
 
