@@ -186,9 +186,46 @@ def test_other_settings_and_foreign_folders_are_refused(made, tmp_path):
 
 def test_a_set_in_which_nothing_can_be_scored_says_why(folder, tmp_path):
     source = Records(build_folder(folder), split="test")
-    settings = Settings(methods=("guess",), steps=2, used=1)
-    with pytest.raises(ValueError, match="none of 5 cases could be scored: ValueError: unknown method 'guess'"):
+    settings = Settings(methods=("region",), steps=2, used=1)
+    with pytest.raises(ValueError, match="none of 5 cases could be scored: ValueError: the control 'region' lights up"):
         evaluate(source, tmp_path / "out", opener=lambda: TOY, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"methods": ("mean", "guess")}, "unknown method 'guess'; there are occlusion"),
+        ({"profile": "inverted"}, "unknown profile 'inverted'; there are renoise, invert, generate"),
+        ({"methods": ("occlusion",), "profile": "generate"}, "changes the given image"),
+    ],
+)
+def test_methods_and_profiles_are_checked_before_a_model_is_loaded(folder, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(
+            Records(build_folder(folder)),
+            tmp_path / "out",
+            opener=lambda: pytest.fail("no model is needed to say so"),
+            settings=Settings(**wrong),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_records_at_all_are_refused(folder, count):
+    with pytest.raises(ValueError, match=f"{count} records of .*; give 1 or more"):
+        Records(build_folder(folder), count=count)
+
+
+def test_words_that_the_model_never_saw_are_named_on_the_page(folder, tmp_path):
+    class Schooled(ToyAdapter):
+        def unknown_words(self, prompt):
+            return [word for word in prompt.split() if word in ("nodule", "left")]
+
+    source = Records(build_folder(folder), split="test")
+    out = evaluate(source, tmp_path / "out", opener=lambda: Schooled(GRID), settings=QUICK)
+    page = (out / "report.html").read_text()
+    assert "never saw &#x27;nodule&#x27; in training, which names the truth in 1 of 4 cases" in page
+    assert "&#x27;left&#x27;" not in page, "it names no truth"
 
 
 def test_cases_that_do_not_fit_are_rows_with_a_reason(tmp_path):

@@ -138,3 +138,8 @@ def test_words_that_make_no_sense_here_are_refused():
         sanity.examine(adapter, other="left", **QUICK)
     with pytest.raises(ValueError, match="cannot read"):
         sanity.examine(adapter, other="--", **QUICK)
+    adapter.unknown_words = lambda given: [one for one in given.split() if one in ("nodule", "effusion")]
+    with pytest.raises(ValueError, match="never saw effusion in training; name a finding that it knows"):
+        sanity.examine(adapter, **QUICK)
+    with pytest.raises(ValueError, match="never saw nodule in training"):
+        sanity.examine(adapter, word="left", **QUICK)

@@ -134,14 +134,11 @@ def measure(
     if not prompt.words:
         raise ValueError(f"the text {text!r} has no word whose map could be measured")
     levels = {name: options.pop(name) for name in ("steps", "used") if name in options}
+    check(method, profile)
     if method in CONTROLS:
         with _counting(adapter) as spent:
             made = _control(adapter, sample, prompt, method, seed, region)
         return Measured(made, spent())
-    if method not in METHODS and method not in recipes.RECIPES:
-        raise ValueError(f"unknown method {method!r}; there are {', '.join([*METHODS, *CONTROLS, *recipes.RECIPES])}")
-    if profile == "generate" and method in CHANGING:
-        raise ValueError(f"{method} changes the given image, which the profile 'generate' does not read")
     seen = seen or see(adapter, sample, text, profile=profile, seed=seed, **levels)
     backward = 0
     with _counting(adapter) as spent:
@@ -154,6 +151,16 @@ def measure(
         parts.append(seen.recording)
     forward, seconds = sum(part.forward for part in parts), sum(part.cpu_seconds for part in parts)
     return Measured(made, Cost(forward, backward, seconds))
+
+
+def check(method: str, profile: str = "renoise") -> None:
+    """Raise ValueError for a method or profile that does not exist, and for two that do not go together."""
+    if method not in (known := [*METHODS, *CONTROLS, *recipes.RECIPES]):
+        raise ValueError(f"unknown method {method!r}; there are {', '.join(known)}")
+    if profile not in grounding.PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; there are {', '.join(grounding.PROFILES)}")
+    if profile == "generate" and method in CHANGING:
+        raise ValueError(f"{method} changes the given image, which the profile 'generate' does not read")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from voxplain.metrics.localization import native_oracle
 from voxplain.runner import Progress, run
 from voxplain.scoring import MASK_METRICS, METRICS, values
 from voxplain.studies import rules
-from voxplain.studies.baselines import CONTROLS, measure, see
+from voxplain.studies.baselines import CONTROLS, check, measure, see
 from voxplain.studies.benchmark_cases import Source, Trial
 from voxplain.studies.benchmark_report import ROWS, write_report
 from voxplain.studies.benchmark_tables import MAIN
@@ -97,7 +97,12 @@ class Scorer:
             found[f"{lead}, truth of a case with the same text"] = values(maps[lead], other, trial.region, main)
         about = {"label": trial.label, "group": trial.group, "patient": trial.patient, "share": trial.share}
         origin = {"rule": rule, "weights": None if self.adapter is None else self.adapter.weights_hash}
-        return {**about, **origin, "maps": found, "cost": cost, "words": words}
+        return {**about, **origin, "unknown": self._unknown(trial), "maps": found, "cost": cost, "words": words}
+
+    def _unknown(self, trial: Trial) -> list[str]:
+        """What of the words that name the truth the model never saw in training, as far as it knows."""
+        named = " ".join(word.partition("#")[0] for word in trial.words)
+        return [] if self.adapter is None else self.adapter.unknown_words(named)
 
     def _attributions(self, number: int, trial: Trial) -> tuple[dict[str, Attribution], dict[str, list[float]]]:
         """The attribution of each method, and what it took."""
@@ -177,9 +182,11 @@ def evaluate(
     retry. The folder holds rows.jsonl, results.json, report.html, tables (CSV, LaTeX) and figures (PNG, SVG).
 
     Raises FileExistsError for a folder that holds something else, and ValueError where it holds rows of other settings
-    (`overwrite` begins anew), or where no case could be scored.
+    (`overwrite` begins anew), for unknown methods and profiles, and where no case could be scored.
     """
     chosen, folder = settings or Settings(), Path(out)
+    for method in chosen.methods if opener is not None else ():  # run folders have names of their own
+        check(method, chosen.profile)
     rows = folder / ROWS
     if folder.exists() and not (folder.is_dir() and (rows.is_file() or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} holds no evaluation, so nothing is written there; choose another folder")

@@ -112,6 +112,10 @@ class Records(Source):
     def credentialed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.dataset.credentialed
 
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"{self.count} records of {self.name}; give 1 or more")
+
     @cached_property
     def _chosen(self) -> Dataset:
         chosen = self.dataset if self.split is None else self.dataset.where(split=self.split)

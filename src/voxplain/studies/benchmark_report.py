@@ -1,6 +1,7 @@
 """The folder of an evaluation: from its rows to results.json, tables, figures and the page."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,12 @@ def _cautions(source: Source, scored: Sequence[Mapping[str, Any]], measured: tab
     cases = len(scored)
     if partly := sum(row["share"] < 1 for row in scored):
         found.append(f"In {partly} of {cases} cases part of the truth lies outside of the frame and is not scored.")
+    unseen = Counter(word for row in scored for word in row.get("unknown", ()))
+    for word, count in unseen.most_common():
+        found.append(
+            f"The model never saw {word!r} in training, which names the truth in {count} of {cases} cases; --as reads "
+            "such a finding by another text."
+        )
     if unnamed := sum(row["rule"] == "all" for row in scored):
         found.append(f"In {unnamed} of {cases} cases no word names the truth, so the mean over all words was read.")
     if "mean training mask" not in measured.maps:

@@ -106,8 +106,8 @@ def examine(
     `other` names a finding that the text does not mention. The read-out takes the `used` least noisy of `steps` levels;
     `generation_steps` are by default the model's own.
 
-    Raises PhraseError for a word that the text does not hold, and ValueError where `other` stands in the text, and for
-    models whose text is one vector, as attention says nothing there.
+    Raises PhraseError for a word that the text does not hold, and ValueError where `other` stands in the text, for
+    words that training never showed, and for models whose text is one vector, as attention says nothing there.
     """
     adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
@@ -116,6 +116,9 @@ def examine(
         raise ValueError(f"{other!r} stands in the text {text!r}; name a finding that it does not mention")
     if not adapter.tokenize(other).words:
         raise ValueError(f"the model cannot read {other!r}; name another finding")
+    for given in (word.partition("#")[0], other):
+        if unknown := adapter.unknown_words(given):
+            raise ValueError(f"the model never saw {', '.join(unknown)} in training; name a finding that it knows")
     report = progress or (lambda stage, done, total: None)
     report("guidance", 0, 0)
     guided, verdict = _guidance(adapter, prompt, word, seed, generation_steps)
