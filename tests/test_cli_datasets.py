@@ -35,9 +35,20 @@ def test_a_folder_becomes_a_table_that_reads_back(films):
         (("ms-cxr",), "give its folder"),
         (("folder", ".", "--set", "views"), "NAME=VALUE"),
         (("folder", ".", "--set", "color=red"), "its options are"),
+        (("coco-gen", ".", "--set", "count=many"), "count=many: give a whole number"),
+        (("folder", ".", "--set", "columns=mask"), "columns=mask: give OURS:YOURS"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(tmp_path, arguments, message):
     result = call("dataset", *arguments, "--out", tmp_path / "t.csv")
     assert result.exit_code == 2 and message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_table_is_read_by_naming_its_columns(films):
+    (films / "mine.csv").write_text("file,text,where\na.png,nodule,0 0 2 2\n")
+    columns = "columns=image:file,prompt:text,boxes:where"
+    made = call("dataset", "folder", films, "--out", films / "t.csv", "--set", "table=mine.csv", "--set", columns)
+    assert made.exit_code == 0, made.stderr
+    (record,) = build_folder(films, table="t.csv")
+    assert (record.image.name, record.prompt, record.truth.boxes) == ("a.png", "nodule", ((0, 0, 2, 2),))

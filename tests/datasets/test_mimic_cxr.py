@@ -6,6 +6,7 @@ from invented import COLUMNS, FILMS, ms_cxr_rows, write_csv
 from voxplain.datasets.base import Excluded
 from voxplain.datasets.labels import settle
 from voxplain.datasets.mimic_cxr import build_mimic_cxr, impression
+from voxplain.datasets.opening import build
 from voxplain.datasets.reading import read
 
 VIEWS = ("PA", "AP", "LATERAL")
@@ -92,3 +93,9 @@ def test_an_impression_is_what_follows_its_only_mark():
     for text, reason in (("FINDINGS: a", "no impression"), ("IMPRESSION: a IMPRESSION: b", "more than one")):
         with pytest.raises(Excluded, match=reason):
             impression(text)
+
+
+def test_options_that_leave_no_record_are_an_error_with_the_reasons(mimic):
+    with pytest.raises(ValueError, match=r"no record is left with .*views=\['LATTERAL'\]: .* another view 7"):
+        build("mimic-cxr", mimic, uncertain="unknown", views=["LATTERAL"])
+    assert len(build("mimic-cxr", mimic, uncertain="unknown", views=["LATERAL"])) == 1

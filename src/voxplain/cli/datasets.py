@@ -7,7 +7,7 @@ import typer
 
 from voxplain.cli.base import named, say, verb
 
-MANY, WHOLE = ("views", "splits", "classes"), ("count", "seed")
+MANY, WHOLE, PAIRS = ("views", "splits", "classes"), ("count", "seed"), ("columns",)
 
 
 @verb
@@ -32,7 +32,22 @@ def dataset(
 
 def options_of(given: list[str] | None) -> dict[str, Any]:
     """The options of a data set, each in its type."""
-    return {
-        name: value.split(",") if name in MANY else int(value) if name in WHOLE else value
-        for name, value in named(given).items()
-    }
+    return {name: _typed(name, value) for name, value in named(given).items()}
+
+
+def _typed(name: str, value: str) -> Any:
+    if name in MANY:
+        return value.split(",")
+    if name in WHOLE:
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError(f"--set {name}={value}: give a whole number") from None
+    if name in PAIRS:
+        pairs = {ours: yours for ours, _, yours in (part.partition(":") for part in value.split(","))}
+        if not all(pairs.values()):
+            raise ValueError(
+                f"--set {name}={value}: give OURS:YOURS with commas between, as in mask:lung_mask,prompt:text"
+            )
+        return pairs
+    return value

@@ -29,8 +29,16 @@ def build(name: str, root: str | os.PathLike | None = None, **options: Any) -> D
     """The set of that name from the user's files in `root`; a shared set ("shared-cxr") may do without.
 
     `options` are those of the set's own function, in `BUILDERS`. Raises ValueError for an unknown name, an unknown
-    option, and one that has to be said and was not.
+    option, one that has to be said and was not, and where they leave no record.
     """
+    made = _built(name, root, options)
+    if not made.records:
+        said = ", ".join(f"{option}={value}" for option, value in options.items()) or "no option"
+        raise ValueError(f"no record is left with {said}: {made.summary()}")
+    return made
+
+
+def _built(name: str, root: str | os.PathLike | None, options: Mapping[str, Any]) -> Dataset:
     if name.startswith("shared-"):
         return build_shared(name.removeprefix("shared-"), root, **options)
     if name not in BUILDERS:
