@@ -111,6 +111,21 @@ def test_phrases_are_measured_at_once_or_when_they_are_asked_for(adapter):
     assert result.word("left effusion").values.shape == adapter.latent_shape[1:]  # attention: the mean of the words
 
 
+@pytest.mark.parametrize("how", ["after", "before"])
+def test_words_null_words_and_phrases_are_removed_where_it_was_asked(adapter, monkeypatch, how):
+    asked, remove = [], adapter.remove
+    monkeypatch.setattr(adapter, "remove", lambda tokens, rows, at: asked.append(at) or remove(tokens, rows, at))
+    result = explain(adapter, PROMPT, steps=2, phrases=["left effusion"], removed=how)
+    result.word("small pneumothorax", recipe="effect")
+    assert asked == [how] * (6 + 2 + 1 + 1)
+    alone = effect.measure_words(adapter, result.prompt, result.states, how=how)
+    assert np.array_equal(result.attributions["effect"].maps, alone.maps)
+    asked.clear()
+    read = explain_image(adapter, result.sample, "left effusion", recipes=("effect",), removed=how)
+    assert asked == [how] * (2 + 2)
+    assert read.attributions["effect"].provenance["removed"] == how
+
+
 def test_a_phrase_is_measured_only_once(adapter, monkeypatch):
     result, asked = explain(adapter, PROMPT, steps=2), []
     measure = effect.measure_phrase
@@ -204,6 +219,7 @@ def test_progress_names_each_stage_and_finishes_it(adapter):
         ({"guidance_scale": -1.0}, "guidance_scale = -1"),
         ({"layers": ("nowhere.*",)}, "no layer"),
         ({"recipes": ("mean",), "phrases": ("left",)}, "recipe 'effect'"),
+        ({"recipes": ("mean",), "removed": "before"}, "about the recipe 'effect'"),
     ],
 )
 def test_bad_input_is_refused_in_words(options, complaint):

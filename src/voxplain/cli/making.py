@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,10 @@ def explain(
     per_step: Annotated[int | None, typer.Option(help="Also a map for each of this many parts of the steps.")] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Also a map of each layer alone.")] = False,
     phrase: Annotated[list[str] | None, typer.Option(help="Measure this span's effect as a whole, too.")] = None,
+    removed: Annotated[
+        Literal["after", "before"] | None,
+        typer.Option(help="Take words out after the text encoder, or before it. [default: after, where it can be]"),
+    ] = None,
     text_encoder: TextEncoder = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -76,6 +80,7 @@ def explain(
             parts=per_step,
             per_layer=per_layer,
             phrases=phrase or (),
+            removed=removed,
             seeds=seeds,
             progress=report,
         )

@@ -33,6 +33,7 @@ class _Job:
     negative_prompt: str | None = None
     parts: int | None = None
     per_layer: bool = False
+    removed: effect.How | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -57,6 +58,7 @@ def explain(
     negative_prompt: str | None = None,
     parts: int | None = None,
     per_layer: bool = False,
+    removed: effect.How | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """Generate one image and, for every word of its prompt, the voxels it attended to and the voxels it changed.
@@ -65,7 +67,8 @@ def explain(
     effect is measured as a whole at once (others are measured when `Explanation.word` asks for them). `layers` are
     module paths or patterns, by default those of the recipe. With `parts` the steps are cut into that many, and beside
     each attention recipe stand the maps of each, "<recipe> part 1 of 4" and so on; with `per_layer` those of every
-    layer alone, on its own grid, "<recipe> layer <module path>". With `seeds` > 1 the next seeds are
+    layer alone, on its own grid, "<recipe> layer <module path>". `removed` says where the effect takes a word out:
+    "after" the text encoder or "before" it (default: `effect.removal`). With `seeds` > 1 the next seeds are
     generated too: beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard
     deviation), and `honesty` says how the words' maps correlate between seeds; everything else is that of the first.
     `progress` is called with (stage, done, total). `provenance` holds timings (s) and warnings: words that training
@@ -76,7 +79,7 @@ def explain(
     """
     adapter = as_adapter(model)
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
-    tokens = _checked(adapter, prompt, chosen, seeds)
+    tokens = _checked(adapter, prompt, chosen, seeds, removed)
     spans = {tokens.find(phrase): phrase for phrase in phrases}
     if parts is not None and not 1 <= parts <= steps:
         raise ValueError(f"parts = {parts} of {steps} steps; give 1 to {steps}")
@@ -86,7 +89,7 @@ def explain(
         raise ValueError("layers are told apart in attention; add a recipe that reads it, as 'mean'")
     if spans and "effect" not in (recipe.name for recipe in chosen):
         raise ValueError("phrases are measured by the recipe 'effect'; add it to `recipes`")
-    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts, per_layer)
+    job = _Job(adapter, chosen, steps, guidance_scale, layers, progress, negative_prompt, parts, per_layer, removed)
     runs = [_generate(job, prompt, tokens, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, spans, runs, seed)
 
@@ -101,6 +104,7 @@ def explain_image(
     recipes: Sequence[str | Recipe] = ("mean", "effect"),
     seeds: int = 1,
     layers: Sequence[str] | None = None,
+    removed: effect.How | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """As `explain`, for an image that was not generated: the read-out of `grounding` by a profile and every recipe.
@@ -112,8 +116,8 @@ def explain_image(
     grounding.check_repeats(profile, seeds)
     adapter = as_adapter(model)
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
-    tokens = _checked(adapter, text, chosen, seeds)
-    job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress)
+    tokens = _checked(adapter, text, chosen, seeds, removed)
+    job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress, removed=removed)
     facts = {"model": adapter.name, "weights": adapter.weights_hash, "unknown_words": adapter.unknown_words(text)}
     sample = grounding.fitted(sample, adapter.geometry)
     sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts})
@@ -148,10 +152,14 @@ def warnings_of(sample: Sample, prompt: TokenizedPrompt) -> list[str]:
     return found
 
 
-def _checked(adapter: Adapter, prompt: str, recipes: Sequence[Recipe], seeds: int) -> TokenizedPrompt:
+def _checked(
+    adapter: Adapter, prompt: str, recipes: Sequence[Recipe], seeds: int, removed: effect.How | None
+) -> TokenizedPrompt:
     names = [recipe.name for recipe in recipes]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"recipes = {names}; give one or more, each once, of {', '.join(known.RECIPES)}")
+    if removed is not None and "effect" not in names:
+        raise ValueError(f"removed = {removed!r} is about the recipe 'effect'; add it to `recipes`")
     if seeds < 1:
         raise ValueError(f"seeds = {seeds}; give 1 or more")
     if not prompt.strip():
@@ -198,9 +206,15 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
                 alone = _layers(maps, whole) if job.per_layer else {}
                 found = {recipe.name: whole, **_parts(maps, recipe, job.parts or 0), **alone}
             else:
-                found = {recipe.name: effect.measure_words(job.adapter, tokens, states, progress=report)}
+                found = {recipe.name: _owed(job, tokens, states, report)}
         made |= {name: replace(one, provenance={**one.provenance, "seed": seed}) for name, one in found.items()}
     return sample, states, made
+
+
+def _owed(
+    job: _Job, tokens: TokenizedPrompt, states: Trajectory, report: Callable[[int, int], None] | None
+) -> Attribution:
+    return effect.measure_words(job.adapter, tokens, states, how=job.removed, progress=report)
 
 
 def _parts(maps: AttentionMaps, recipe: Recipe, parts: int) -> dict[str, Attribution]:
@@ -234,8 +248,11 @@ def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, profile: str, se
     made = {}
     for recipe in job.recipes:
         with job.stage(recipe.name) as report:
-            options = {"layers": job.layers, "progress": report}
-            (one,) = grounding.read(job.adapter, [tokens], [states], recipe, **options)
+            if recipe.needs_attention:
+                options = {"layers": job.layers, "progress": report}
+                (one,) = grounding.read(job.adapter, [tokens], [states], recipe, **options)
+            else:
+                one = _owed(job, tokens, grounding.thinned(states), report)
         made[recipe.name] = grounding.framed(one, sample, facts)
     read = replace(sample, provenance={**sample.provenance, **facts})
     return read, grounding.thinned(states), made
@@ -249,7 +266,7 @@ def _explanation(
     attributions = _controlled(job, tokens, states, attributions)
     if spans:
         with job.stage("phrases") as report:
-            maps = effect.differences(job.adapter, tokens, states, list(spans), progress=report)
+            maps = effect.differences(job.adapter, tokens, states, list(spans), how=job.removed, progress=report)
         phrase_maps = dict(zip(spans, maps, strict=True))
         attributions["effect"] = replace(attributions["effect"], phrases=phrase_maps)
     judged = honesty.judge(attributions)
@@ -281,7 +298,8 @@ def _controlled(
                 (read,) = grounding.attend(job.adapter, [longer], [states], recipe, layers=job.layers)
                 maps = [read.maps[list(word.rows)].mean(0) for word in nulls]
             else:
-                maps = list(effect.differences(job.adapter, longer, states, [word.rows for word in nulls]))
+                rows = [word.rows for word in nulls]
+                maps = list(effect.differences(job.adapter, longer, states, rows, how=job.removed))
             controls = {word.text: values for word, values in zip(nulls, maps, strict=True)}
             made[recipe.name] = replace(attributions[recipe.name], controls=controls)
     return made
