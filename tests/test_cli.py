@@ -13,7 +13,7 @@ from voxplain.cli import app
 from voxplain.geometry import regular
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
-from voxplain.masks import joint, top_fraction
+from voxplain.masks import joint, largest_component, relative_threshold, top_fraction
 from voxplain.studies import effect, explaining, reading, training
 
 PROMPT = "large left effusion and small nodule"
@@ -111,12 +111,14 @@ def test_a_map_over_seeds_of_an_indistinct_word_gets_no_mask_either(tmp_path):
 def test_recipes_and_phrases_and_seeds_are_passed_on(tmp_path):
     out = tmp_path / "run"
     options = ("--recipe", "effect", "--phrase", "left effusion", "--seeds", 2, "--guidance", 1.5)
+    options += ("--removed", "before")
     result = call("explain", PROMPT, "--out", out, "--steps", 2, *options)
     assert result.exit_code == 0, result.stderr
     kept = load_run(out)
     assert list(kept.attributions) == ["effect", "effect over seeds", "effect spread over seeds"]
     assert kept.word("left effusion", recipe="effect").values.any()
     assert kept.provenance["guidance_scale"] == 1.5
+    assert kept.attributions["effect"].provenance["removed"] == "before"
     assert kept.provenance["seeds"] == [0, 1]
 
 
@@ -193,6 +195,22 @@ def test_a_mask_is_the_top_fraction_of_the_words_map(made, tmp_path):
         expected = top_fraction(maps[0] if len(maps) == 1 else joint(maps, 0.5), 0.5).resize(kept.sample.geometry)
         assert np.array_equal(values.astype(bool), expected.values)
         assert geometry.same_as(kept.sample.geometry)
+
+
+def test_a_mask_may_keep_a_share_of_the_maximum_and_its_largest_piece_only(made, tmp_path):
+    kept, out = load_run(made), tmp_path / "a.nii.gz"
+    heatmap = kept.word("effusion")
+    pieces = relative_threshold(heatmap, 0.01)
+    for options, expected in ((("--relative", 0.01), pieces), (("--relative", 0.9), relative_threshold(heatmap, 0.9))):
+        assert call("mask", made, "effusion", *options, "--out", out).exit_code == 0
+        assert np.array_equal(read_volume(out)[0].astype(bool), expected.resize(kept.sample.geometry).values)
+    both = [kept.word(word, recipe="effect") for word in ("left", "small")]
+    whole = top_fraction(joint(both, 0.25), 0.25)
+    largest = largest_component(whole)
+    assert 0 < largest.values.sum() < whole.values.sum()
+    assert call("mask", made, "left", "small", "--recipe", "effect", "--largest", "--out", out).exit_code == 0
+    assert np.array_equal(read_volume(out)[0].astype(bool), largest.resize(kept.sample.geometry).values)
+    refused(call("mask", made, "left", "--relative", 2, "--out", out), "tau 2.0: expected 0 to 1")
 
 
 def test_a_word_that_is_not_distinguishable_gets_no_mask_unless_asked_twice(made, tmp_path):

@@ -48,6 +48,10 @@ def mask(
     word: Words,
     out: Annotated[Path, typer.Option(help="The NIfTI file to write.", show_default=False)],
     top: Top = 0.25,
+    relative: Annotated[
+        float | None, typer.Option(help="Instead: keep what reaches this share of the map's maximum.")
+    ] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Only the largest piece that hangs together.")] = False,
     recipe: Recipe = "mean",
     anyway: Annotated[bool, typer.Option("--anyway", help="Also for words that are not distinguishable.")] = False,
     scaling: Scale = "raw",
@@ -58,7 +62,7 @@ def mask(
     import numpy as np
 
     from voxplain.io.nifti import write_volume
-    from voxplain.masks import joint, top_fraction
+    from voxplain.masks import joint, largest_component, relative_threshold, top_fraction
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"--out {out}: a mask is written as NIfTI; give a name that ends in .nii.gz")
@@ -68,7 +72,9 @@ def mask(
     if unsure and not anyway:
         names = ", ".join(unsure)
         raise ValueError(f"not distinguishable from a word that means nothing here: {names}; --anyway writes it still")
-    chosen = top_fraction(heatmaps[0] if len(heatmaps) == 1 else joint(heatmaps, top), top)
+    heatmap = heatmaps[0] if len(heatmaps) == 1 else joint(heatmaps, top)
+    chosen = top_fraction(heatmap, top) if relative is None else relative_threshold(heatmap, relative)
+    chosen = largest_component(chosen) if largest else chosen
     values = chosen.resize(explanation.sample.geometry).values
     write_volume(out, values, explanation.sample.geometry, np.uint8)
     say(f"{out}: {values.mean():.1%} of the volume; a mask of a map is no segmentation")
