@@ -75,8 +75,12 @@ def test_a_repeated_word_needs_its_occurrence():
     assert [label(word) for word in prompt.words if word.count > 1] == ["effusion#1", "Effusion#2"]
     assert prompt.name("right effusion") == "Right Effusion"
     for wrong in (2, -1):
-        with pytest.raises(PhraseError, match="not among them"):
+        with pytest.raises(
+            PhraseError, match=f"occurs 2 times, so there is no occurrence {wrong} .*effusion#{wrong + 1}"
+        ):
             prompt.find("effusion", wrong)
+    with pytest.raises(PhraseError, match="'consolidation' occurs once, so there is no .* consolidation#2"):
+        prompt.find("consolidation#2")
 
 
 def test_a_number_sign_in_the_prompt_is_read_as_it_stands():

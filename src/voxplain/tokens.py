@@ -151,7 +151,10 @@ class TokenizedPrompt:
             )
         index = occurrence or 0
         if not 0 <= index < len(every):
-            raise PhraseError(f"{phrase!r} occurs {len(every)} times; occurrence {index} is not among them (from 0)")
+            times = "once" if len(every) == 1 else f"{len(every)} times"
+            raise PhraseError(
+                f"{phrase!r} occurs {times}, so there is no occurrence {index} (from 0), which is {phrase}#{index + 1}"
+            )
         if index >= len(fitting):
             if self.truncated:
                 raise PhraseError(
