@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai import metrics as theirs
+from monai.data import box_utils
 from monai.metrics.average_precision import compute_average_precision
 from monai.metrics.fid import get_fid_score
 from monai.metrics.regression import compute_ms_ssim, compute_ssim_and_cs
@@ -73,6 +74,32 @@ def test_distances_between_features_agree_with_monai():
     assert metrics.kernel_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(9, 8), (6, 9, 7)])
+def test_boxes_agree_with_monai(shape):
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        masks, corners = [], []
+        for _ in range(2):
+            ends = np.sort([rng.choice(size + 1, 2, replace=False) for size in shape], axis=1)  # [axes, 2]
+            masks.append(np.zeros(shape, bool))
+            masks[-1][tuple(slice(*pair) for pair in ends)] = True
+            corners.append(torch.from_numpy(np.concatenate(ends.T)[None].astype(np.float32)))
+        assert metrics.box_iou(*masks) == pytest.approx(float(box_utils.box_iou(*corners)), abs=1e-6)
+        expected = float(box_utils.boxes_center_distance(*corners)[0])
+        assert metrics.center_distance(*masks) == pytest.approx(expected, abs=1e-5)
+
+
+def test_reach_agrees_with_scikit_learn():
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed")
+    rng = np.random.default_rng(5)
+    real, made = rng.normal(size=(60, 3)), rng.normal(0.8, 1, (50, 3))
+    near = neighbors.NearestNeighbors(n_neighbors=4).fit(real)
+    reach = near.kneighbors(real)[0][:, -1]  # the first is the row itself
+    among, where = near.radius_neighbors(made, radius=reach.max())
+    expected = [bool((gaps <= reach[rows]).any()) for gaps, rows in zip(among, where, strict=True)]
+    assert 0 < sum(expected) < 50 and metrics.covered(real, made, neighbors=3).tolist() == expected
+
+
 @pytest.mark.parametrize("levels", [0, 1, 4])
 def test_ranking_metrics_agree_with_scikit_learn(levels):
     sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
@@ -104,3 +131,12 @@ def test_corrections_and_equivalence_agree_with_statsmodels():
     values = rng.normal(0.02, 0.1, 12)
     expected = weightstats.ttost_paired(values, np.zeros(12), -0.1, 0.1)[0]
     assert metrics.equivalence(values, -0.1, 0.1).p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (7, 7), (1, 1)])
+def test_the_interval_of_a_proportion_agrees_with_statsmodels(hits, n):
+    proportion = pytest.importorskip("statsmodels.stats.proportion", reason="statsmodels is not installed")
+    found = metrics.wilson(hits, n)
+    np.testing.assert_allclose(
+        (found.low, found.high), proportion.proportion_confint(hits, n, method="wilson"), atol=1e-9
+    )

@@ -56,7 +56,7 @@ def fid(real: Features, generated: Features, *, allow_few: bool = False, seed: i
     if few < dimension and not allow_few:
         raise ValueError(
             f"FID of {few} images in {dimension} dimensions is dominated by bias: take more images, `kid`, "
-            "or a network with fewer features; allow_few=True computes it all the same"
+            "or a network with fewer features; allow_few=True (--allow-few) computes it all the same"
         )
     notes = [f"{few} images are fewer than {dimension} dimensions"] if few < dimension else []
     half = len(real.values) // 2
