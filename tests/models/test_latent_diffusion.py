@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from voxplain.models.events import Call, Run, Step
-from voxplain.models.schedule import alpha_bars, ddim_step, timesteps
+from voxplain.models.schedule import alpha_bars, ddim_step, estimates, even_steps, log_noise, timesteps
 from voxplain.models.thorax.network import NoSelfAttention, PatchAutoencoder
 
 PROMPT = "large left effusion"
@@ -78,7 +78,7 @@ def test_watchers_see_the_run_then_a_call_and_a_step_each_and_none_after_the_blo
     pipeline.generate(PROMPT, steps=2)
     assert [type(event) for event in events] == [Run, Call, Step, Call, Step]
     assert events[0].prompts[0].text == PROMPT and events[0].geometry.shape == (16, 16)
-    assert [event.timestep for event in events[1:]] == [999, 999, 499, 499]
+    assert [event.timestep for event in events[1:]] == [966, 966, 0, 0]
 
 
 def test_a_perfect_denoiser_brings_noise_back_to_the_image_it_knows():
@@ -118,6 +118,58 @@ def test_levels_end_at_the_finest_that_may_be_visited():
     assert timesteps(800, 1000, 200)[-1] == 200
     with pytest.raises(ValueError, match="1 to 800"):
         timesteps(801, 1000, 200)
+
+
+def test_quieting_keeps_less_noise_and_leaves_the_image():
+    latent, prediction = torch.randn(2, 1, 2, 4, 4).unbind(0)
+    alpha, following = torch.tensor(0.2), torch.tensor(0.8)  # noise over signal: 2, then 1/2
+    clean, noise = estimates(latent, prediction, alpha)
+    kept = ddim_step(latent, prediction, alpha, following, quieting=0.5) - following.sqrt() * clean
+    assert torch.allclose(kept, (1 - following).sqrt() * noise / 2, atol=1e-6)
+    last = [ddim_step(latent, prediction, alpha, torch.tensor(1.0), quieting=one) for one in (0.0, 0.5)]
+    assert torch.equal(*last)  # the clean image itself has no noise to keep
+
+
+def test_quieting_does_as_much_in_many_steps_as_in_few():
+    alphas = torch.tensor([0.1, 0.3, 0.6, 0.9])
+    noise = torch.ones(1, 1, 2, 2)
+
+    def down(visited):  # a network that always predicts the same noise, and no image
+        kept = noise * (1 - visited[0]).sqrt()
+        for alpha, following in zip(visited[:-1], visited[1:], strict=True):
+            kept = ddim_step(kept, kept / (1 - alpha).sqrt(), alpha, following, kind="epsilon", quieting=0.3)
+        return kept / (1 - visited[-1]).sqrt()
+
+    assert torch.allclose(down(alphas), down(alphas[[0, 3]]), atol=1e-6)
+    assert down(alphas).max().item() == pytest.approx((1 / 9) ** 0.3)
+
+
+def test_the_sampler_quiets_as_its_configuration_says(tiny):
+    plain, quiet = tiny(2), tiny(2, quieting=0.2)
+    assert "quieting 0.2" in quiet.generate(PROMPT, steps=3).provenance["sampler"]
+    assert not np.allclose(plain.generate(PROMPT, steps=3).image, quiet.generate(PROMPT, steps=3).image)
+
+
+def test_even_steps_divide_the_noise_by_one_factor_from_the_loudest_to_the_finest():
+    alphas = alpha_bars("cosine", 1000, 0.13)
+    levels = even_steps(12, alphas, 15, 150.0)
+    noise = log_noise(alphas)[torch.tensor(levels).long()].exp()
+    assert levels[-1] == 15 and noise[0].item() == pytest.approx(150, rel=0.03)
+    factors = noise[:-1] / noise[1:]
+    assert factors.max() / factors.min() < 1.1
+    uniform = log_noise(alphas)[torch.tensor(timesteps(12, 1000, 15)).long()].exp()
+    apart = uniform[1:-1] / uniform[2:]
+    assert apart.max() / apart.min() > 1.5  # evenly spaced levels would not do
+
+
+def test_even_steps_never_visit_a_level_twice():
+    alphas = alpha_bars("cosine", 1000, 0.13)
+    for steps in (1, 2, 400, 985):
+        levels = even_steps(steps, alphas, 15, 150.0)
+        assert len(set(levels)) == steps and list(levels) == sorted(levels, reverse=True) and min(levels) >= 15
+    assert even_steps(985, alphas, 15, 150.0) == tuple(map(float, range(999, 14, -1)))
+    with pytest.raises(ValueError, match="give 1 to 985"):
+        even_steps(986, alphas, 15, 150.0)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50, 999, 1000])

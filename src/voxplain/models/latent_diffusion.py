@@ -17,7 +17,7 @@ from voxplain.models.diagnosis import explain_nan
 from voxplain.models.events import NULL, TEXT, Announcing, Call, Event, Run
 from voxplain.models.placing import placed
 from voxplain.models.requests import asked_for
-from voxplain.models.schedule import PREDICTIONS, alpha_bars, ddim_step, timesteps
+from voxplain.models.schedule import PREDICTIONS, alpha_bars, ddim_step, even_steps, timesteps
 from voxplain.tokens import TokenizedPrompt
 
 Numbers = float | int | Sequence[float]
@@ -31,9 +31,9 @@ class LatentDiffusion(Announcing, nn.Module):
     channels of the denoiser), schedule, prediction ("v", "epsilon" or "sample"), steps, guidance_scale,
     localizing_layers. It may name: model_range (what `intensity` is brought to, by default -1..1), orientation (see
     `placed`), clip (bounds of the clean latent at each step), inputs (further arguments of the denoiser, the same for
-    every sample), latent_spread (see `forward`; only for "v"), finest (the least noisy level that sampling may visit).
-    `alphas` is the share of signal left at each noise
-    level, by default that of `schedule`.
+    every sample), latent_spread (see `forward`; only for "v"), finest (the least noisy level that sampling may visit),
+    loudest (noise over signal at the first step, see `timesteps`), quieting (see `ddim_step`).
+    `alphas` is the share of signal left at each noise level, by default that of `schedule`.
     """
 
     def __init__(
@@ -102,8 +102,13 @@ class LatentDiffusion(Announcing, nn.Module):
         return torch.where(index < 0, 1.0, self.alphas[index.clamp(min=0)])
 
     def timesteps(self, steps: int) -> tuple[float, ...]:
-        """The noise levels that `steps` steps visit, from the last of the schedule downwards."""
-        return timesteps(steps, len(self.alphas), self.config.get("finest", 0))
+        """The noise levels that `steps` steps visit, from the last of the schedule downwards: evenly spaced, or, where
+        `config` has `loudest`, evenly in the logarithm of noise over signal (`even_steps`).
+        """
+        finest, loudest = self.config.get("finest", 0), self.config.get("loudest")
+        if loudest is None:
+            return timesteps(steps, len(self.alphas), finest)
+        return even_steps(steps, self.alphas.cpu(), finest, loudest)
 
     def add_noise(self, latent: Tensor, noise: Tensor, timestep: float | int | Tensor) -> Tensor:
         """The latent at a noise level: sqrt(a) latent + sqrt(1 - a) noise; one level, or one a row."""
@@ -169,13 +174,24 @@ class LatentDiffusion(Announcing, nn.Module):
         predicts, at unit variance too, what a linear estimate of v from that channel leaves open: it need not pass the
         noise of faint channels through (the preconditioning of Karras et al. 2022, section 5, a channel at a time).
         """
-        kept, spread = self._rows(self.alpha_bar(timestep), latent), self.latent_spread
-        variance = kept * spread**2 + (1 - kept)  # of the noisy latent, by channel
+        kept, spread, variance = self._spreads(timestep, latent)
         places = self.places.expand(len(latent), *self.places.shape).to(latent.dtype)
         given = torch.cat([latent / variance.sqrt(), places], dim=1)
         rest = self.unet(given, timestep, context=context, **self._inputs(latent))
         linear = ((1 - kept) * kept).sqrt() * (1 - spread**2) / variance * latent
         return linear + rest * spread / variance.sqrt()
+
+    def scale_of_error(
+        self, timestep: Float[Tensor, " batch"], latent: Tensor
+    ) -> Float[Tensor, "batch channels *ones"]:
+        """By how much an error of the denoiser itself is larger in the prediction that `forward` makes of it."""
+        _, spread, variance = self._spreads(timestep, latent)
+        return spread / variance.sqrt()
+
+    def _spreads(self, timestep: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signal left, deviation of the clean latent and variance of the noisy one, by channel."""
+        kept, spread = self._rows(self.alpha_bar(timestep), latent), self.latent_spread
+        return kept, spread, kept * spread**2 + (1 - kept)
 
     def _inputs(self, latent: Tensor) -> dict[str, Tensor]:
         """The further arguments of the denoiser, one row a sample."""
@@ -227,14 +243,15 @@ class LatentDiffusion(Announcing, nn.Module):
         images = self.decode(latent)
         if not np.isfinite(images).all():
             explain_nan(self, lambda: self.to_image(latent), "decoding")
-        finest = self.config.get("finest", 0)
+        levels, quieting = self.timesteps(steps), self.config.get("quieting", 0)
+        visited = f"levels {levels[0]:g} to {levels[-1]:g}" + f", quieting {quieting:g}" * bool(quieting)
         common = {
             "model": self.config["name"],
             "weights": self.weights_hash,
             "steps": steps,
             "guidance_scale": scale,
             "negative_prompt": negative_prompt or "",
-            "sampler": f"DDIM, eta 0, {self.config['prediction']}-prediction, levels from {finest}",
+            "sampler": f"DDIM, eta 0, {self.config['prediction']}-prediction, {visited}",
             "version": __version__,
         }
         made = [
@@ -261,7 +278,8 @@ class LatentDiffusion(Announcing, nn.Module):
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latent = torch.stack(noise).to(self.device)  # [samples, channels, *grid]
 
-        levels, settings = self.timesteps(steps), {"kind": self.config["prediction"], "clip": self.config.get("clip")}
+        levels, kind = self.timesteps(steps), self.config["prediction"]
+        settings = {name: self.config[name] for name in ("clip", "quieting") if name in self.config}
 
         def guided(latent: Tensor, level: float, step: int) -> Tensor:
             self.announce(Call(rows, step, level))
@@ -270,7 +288,9 @@ class LatentDiffusion(Announcing, nn.Module):
 
         def move(latent: Tensor, prediction: Tensor, step: int) -> Tensor:
             following = (*levels, -1.0)[step + 1]
-            return ddim_step(latent, prediction, self.alpha_bar(levels[step]), self.alpha_bar(following), **settings)
+            return ddim_step(
+                latent, prediction, self.alpha_bar(levels[step]), self.alpha_bar(following), kind=kind, **settings
+            )
 
         return self.descend(
             latent,

@@ -36,9 +36,35 @@ def timesteps(steps: int, total: int, finest: int = 0) -> tuple[float, ...]:
     The step after the least noisy of them goes to the clean image. `finest` above 0 spares a network the levels at
     which it leaves noise behind.
     """
+    _check_steps(steps, total, finest)
+    return tuple(float(round(total - index * (total - finest) / steps) - 1) for index in range(steps))
+
+
+def even_steps(steps: int, alphas: Float[Tensor, " levels"], finest: int, loudest: float) -> tuple[float, ...]:
+    """`steps` levels down to `finest`, between which noise over signal falls by one factor.
+
+    The first is at noise over signal of `loudest`: beyond it a state says nothing of its image, and no step is spent.
+    Even in the logarithm, as Karras et al. 2022 (table 1, there with an exponent): a schedule's own numbers may lie
+    dense where an image is decided by then, or nowhere near the noise at which a small one is.
+    """
+    _check_steps(steps, len(alphas), finest)
+    noise = log_noise(alphas)
+    wanted = torch.linspace(min(math.log(loudest), noise[-1].item()), noise[finest].item(), steps)
+    levels = [int((noise - one).abs().argmin()) for one in wanted]
+    above = len(alphas)
+    for index, level in enumerate(levels):  # neighbors must differ, also where there are more steps than levels
+        above = levels[index] = max(min(level, above - 1), finest + steps - 1 - index)
+    return tuple(map(float, levels))
+
+
+def log_noise(alphas: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
+    """The logarithm of noise over signal, in amplitude, at each level."""
+    return 0.5 * torch.log((1 - alphas) / alphas.clamp(min=1e-20))
+
+
+def _check_steps(steps: int, total: int, finest: int) -> None:
     if not 1 <= steps <= total - finest:
         raise ValueError(f"steps = {steps}; give 1 to {total - finest}")
-    return tuple(float(round(total - index * (total - finest) / steps) - 1) for index in range(steps))
 
 
 def estimates(
@@ -64,12 +90,17 @@ def ddim_step(
     *,
     kind: str = "v",
     clip: Sequence[float] | None = None,
+    quieting: float = 0.0,
 ) -> Float[Tensor, "batch channels *grid"]:
     """The latent at the next level (Song et al. 2021, equation 12, sigma 0), from a prediction at this one.
 
-    `clip` bounds the clean latent, as schedulers with `clip_sample` do; the noise stays what was predicted.
+    `clip` bounds the clean latent, as schedulers with `clip_sample` do; the noise stays what was predicted. `quieting`
+    above 0 keeps less noise: its amplitude over the signal's, which falls by a factor, falls by that to the power of
+    1 + `quieting`. A network that takes a share of the noise for image leaves it behind, and over many steps that adds
+    up (ours, after the "epsilon scaling" of Ning et al. 2024, who divide the prediction by a constant).
     """
     clean, noise = estimates(latent, prediction, alpha, kind)
     if clip is not None:
         clean = clean.clamp(*clip)
-    return following.sqrt() * clean + (1 - following).sqrt() * noise
+    fallen = ((1 - following) / following * alpha / (1 - alpha)).sqrt()  # noise over signal, against that before
+    return following.sqrt() * clean + (1 - following).sqrt() * fallen**quieting * noise

@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voxplain.studies.optimizing import MuonAndAdamW
+
+Optimizer = torch.optim.Optimizer | MuonAndAdamW
+
 CHECKPOINT_SECONDS = 300
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int, warmup: int) -> None:
+def set_rate(optimizer: Optimizer, peak: float, step: int, steps: int, warmup: int) -> None:
     """Linear warm-up, then cosine decay to 2 % of the peak."""
     decay = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / max(steps, 1)))
     for group in optimizer.param_groups:
@@ -24,11 +28,11 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: in
         group["lr"] = float(rate)  # no NumPy scalar: read back weights-only
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+def descend(loss: Tensor, optimizer: Optimizer, network: nn.Module) -> None:
     """One step with the gradient's norm clipped to 1; a loss that is not finite raises FloatingPointError."""
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss became {loss.item()}; resume with a lower rate")
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()

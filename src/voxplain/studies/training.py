@@ -14,19 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voxplain.datasets.phantom.impressions import all_words
 from voxplain.models.latent_diffusion import LatentDiffusion
+from voxplain.models.schedule import log_noise
 from voxplain.models.thorax import THORAX, THORAX_2D, TextEncoder, build, build_tokenizer, load, save
 from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, interruptible, set_rate
+from voxplain.studies.optimizing import MuonAndAdamW, split
 from voxplain.studies.phrases import fit_text_encoder, text_of
 from voxplain.studies.pool import FAMILY, Pool
 
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
-TILT = (0.7, 1.5)  # exponents of the uniform numbers that noise levels are drawn from: half of the families at high
-# noise, where the text decides, and half at low noise, where the image is cleared
+LOUD = 0.35  # every other family is drawn above this part of the noise levels: there the text decides
+HEARD = (1.5, 12.0)  # noise over signal between which the contrast fades in: below, the image tells siblings apart
+BANDS, FLOOR, MOST = 10, 0.02, 20.0  # of noise levels; least expected error and highest weight of a cell
 TYPICAL = 0.004  # mean square by which latents of siblings differ from their mean
 EVENED = 4.0  # how much more or less a family may weigh for it
 CALIBRATING = 1000  # cases that the latents' scale is taken from
@@ -54,7 +57,7 @@ class Settings:
     text_batch: int = 64
     text_lr: float = 1e-3
     denoiser_steps: int = 12000
-    denoiser_batch: int = 8
+    denoiser_batch: int = 16
     denoiser_lr: float = 5e-4
     text_lr_factor: float = 0.1  # of the text encoder while the denoiser is trained
     warmup: int = 100
@@ -109,7 +112,8 @@ def train(
     pipeline = load(Path(start)) if start else build({**config, "name": name}, build_tokenizer(all_words()))
     if pipeline.config["image_shape"] != config["image_shape"]:
         raise ValueError(f"{start} makes images of {pipeline.config['image_shape']}, {name} of {config['image_shape']}")
-    pipeline.config["localizing_layers"] = []  # to be chosen for the weights to come
+    # the levels that are drawn are those that are sampled; layers are to be chosen for the weights to come
+    pipeline.config |= {name: config[name] for name in ("finest", "loudest")} | {"localizing_layers": []}
     origin = f"`{start}`, weights {pipeline.weights_hash}" if start else NOWHERE
     begun = {"begins from": origin, "text encoder": "made anew" if chosen.text_steps else "kept"}
     folder = Path(out) / (name if chosen.seed == 0 else f"{name}-seed{chosen.seed}")
@@ -290,11 +294,12 @@ def _fit_denoiser(
 ) -> tuple[list[Tensor], int]:
     """The averaged parameters of the denoiser and the text encoder, and how many steps they have behind them."""
     network, steps, device = _learned(pipeline), settings.denoiser_steps, pipeline.device
-    factors = (1.0, settings.text_lr_factor)
-    groups = [{"params": list(part.parameters()), "factor": f} for part, f in zip(network, factors, strict=True)]
-    optimizer = torch.optim.AdamW(groups, settings.denoiser_lr, weight_decay=1e-3, fused=True)
+    matrices, others = split(pipeline.unet, plain=("conv_in", "out", "time_embed"))
+    words = {"params": list(pipeline.text_encoder.parameters()), "factor": settings.text_lr_factor}
+    optimizer = MuonAndAdamW(matrices, [{"params": others}, words], settings.denoiser_lr)
+    precision = Precision(pipeline.latent_spread, pipeline.latent_shape).to(device)
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
-    parts = {"network": network, "optimizer": optimizer, "averaged": averaged}
+    parts = {"network": network, "optimizer": optimizer, "averaged": averaged, "precision": precision}
     state = Checkpoint(folder / "denoiser.pt", parts)
     begin = state.load()
     log.begin("denoiser", begin, steps)
@@ -314,26 +319,74 @@ def _fit_denoiser(
         # apart, which is a hundredth of the loss and would drown in it.
         noise = torch.randn((families, *clean.shape[1:]), generator=generator)
         noise = noise.repeat_interleave(FAMILY, 0).to(device)
-        tilts = torch.tensor([TILT[(step + number) % len(TILT)] for number in range(families)])
-        uniform = torch.rand(families, generator=generator) ** tilts
-        levels = (uniform.repeat_interleave(FAMILY) * len(pipeline.alphas)).long().to(device)
+        uniform = torch.rand(families, generator=generator)
+        uniform = torch.where((step + torch.arange(families)) % 2 == 0, uniform, LOUD + (1 - LOUD) * uniform)
+        each = _levels(pipeline, uniform)  # [families]
+        levels = each.repeat_interleave(FAMILY).to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
             ids = torch.tensor([pipeline.tokenize(text).ids for text in texts], device=device)
             predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
-        error = (predicted.float() - target).unflatten(0, (-1, FAMILY))
+        error = (predicted.float() - target) / pipeline.scale_of_error(levels.float(), noisy)
+        error = error.unflatten(0, (-1, FAMILY))  # [families, siblings, channels, *grid]
+        cells = precision.weigh(error, (BANDS * uniform).long().clamp(max=BANDS - 1))
         shared = error.mean(1, keepdim=True)
-        more = (settings.contrast - 1) * (1 - step / steps)
-        weight = 1 + more * _evening(clean.unflatten(0, (-1, FAMILY)))
-        loss = (shared.square() + weight * (error - shared).square()).mean()
+        more = (settings.contrast - 1) * (1 - step / steps) * _heard(pipeline, each.to(device))
+        weight = 1 + more.reshape(-1, *(1 for _ in error.shape[1:])) * _evening(clean.unflatten(0, (-1, FAMILY)))
+        loss = (cells * (shared.square() + weight * (error - shared).square())).mean()
         descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for mean, parameter in zip(averaged, network.parameters(), strict=True):
                 mean.lerp_(parameter, 1 - decay)
-        log.step(step, error.square().mean().item())
+        log.step(step, (cells * error.square()).mean().item())
         state.settle(step, steps, stopped)
     return [p.detach() for p in averaged], max(begin, steps)
+
+
+def _levels(pipeline: LatentDiffusion, uniform: Float[Tensor, " families"]) -> Int[Tensor, " families"]:
+    """Noise levels for numbers of 0 to 1, evenly in the logarithm of noise over signal, as the sampler visits them."""
+    noise = log_noise(pipeline.alphas.cpu())
+    low, high = noise[pipeline.config["finest"]], np.log(pipeline.config["loudest"])
+    return (noise - (low + uniform * (high - low))[:, None]).abs().argmin(1)
+
+
+def _heard(pipeline: LatentDiffusion, levels: Int[Tensor, " families"]) -> Float[Tensor, " families"]:
+    """0 to 1: how far a family's contrast counts at its noise level."""
+    low, high = np.log(HEARD)
+    return ((log_noise(pipeline.alphas)[levels] - low) / (high - low)).clamp(0, 1)
+
+
+class Precision(nn.Module):
+    """Weights of cells and channels: the inverse of the squared error that is usual there (ours).
+
+    A body's outline errs a hundred times more than the middle of a lung, where most findings lie, and would have
+    nearly all of the gradient. A weight depends on place, channel and noise level alone, never on the image, so the
+    prediction that is best does not change (as in a Gaussian likelihood with a variance of its own at each place).
+    Channels that vary more weigh more, in proportion: what faint ones hold is texture that no text tells.
+    """
+
+    def __init__(self, spread: Float[Tensor, "channels *ones"], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("worth", spread / spread.mean(), persistent=False)
+        self.register_buffer("usual", torch.ones(BANDS, *shape))
+        self.register_buffer("seen", torch.zeros(BANDS))
+
+    worth: Tensor
+    usual: Tensor
+    seen: Tensor
+
+    def weigh(
+        self, error: Float[Tensor, "families siblings channels *grid"], bands: Int[Tensor, " families"]
+    ) -> Float[Tensor, "families 1 channels *grid"]:
+        """The weights of some errors of the denoiser, 1 on average, from what was usual with these included."""
+        found = error.detach().square().mean(1)  # [families, channels, *grid]
+        for band, one in zip(bands.tolist(), found, strict=True):
+            self.usual[band].lerp_(one, max(0.02, 1 / (2 + self.seen[band].item())))
+            self.seen[band] += 1
+        weights = self.worth / (self.usual[bands.to(found.device)] + FLOOR)
+        average = weights.mean(tuple(range(1, weights.ndim)), keepdim=True)
+        return (weights / average).clamp(max=MOST)[:, None]
 
 
 def _evening(clean: Float[Tensor, "families siblings *rest"]) -> Float[Tensor, "families *ones"]:

@@ -27,7 +27,8 @@ THORAX: dict[str, Any] = {
     "prediction": "v",
     "schedule": {"kind": "cosine", "steps": 1000, "shift": 0.13},
     "steps": 50,
-    "finest": 300,
+    "finest": 15,
+    "loudest": 150.0,
     "guidance_scale": 3.0,
     "coordinates": True,
     "localizing_layers": [],
@@ -56,7 +57,6 @@ THORAX_2D: dict[str, Any] = {
     "spacing": [320 / 96, 320 / 96],
     "unit": "relative attenuation",
     "intensity": [0.0, 1.0],
-    "finest": 0,
     "guidance_scale": 2.0,
     "autoencoder": {**THORAX["autoencoder"], "latent_channels": 4},
 }
