@@ -137,6 +137,13 @@ def test_a_model_with_one_text_vector_loses_words_before_its_encoder(adapter):
         effect.measure_words(single, prompt, states, how="after")
 
 
+def test_a_model_can_say_where_its_words_are_best_taken_out(adapter):
+    prompt = adapter.tokenize(PROMPT)
+    assert effect.removal(adapter, prompt) == "after"
+    adapter.words_removed = "before"
+    assert effect.measure_words(adapter, prompt, states_of(adapter)).provenance["removed"] == "before"
+
+
 def test_a_phrase_is_removed_as_a_whole(adapter):
     prompt, states = adapter.tokenize(PROMPT), states_of(adapter)
     heatmap = effect.measure_phrase(adapter, states, "LEFT effusion", prompt=prompt)

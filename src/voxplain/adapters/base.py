@@ -53,6 +53,8 @@ class Adapter(ABC):
     """The cross-attention layers, in the order of the network."""
     localizing_layers: tuple[str, ...]
     """The layers whose maps localize best, chosen on development seeds; empty where nobody has measured."""
+    words_removed: Literal["after", "before"] | None = None
+    """Where the text encoder is when a word is taken out, chosen on development seeds; None where nobody measured."""
     latent_shape: tuple[int, ...]
     """[channels, *grid] of one latent."""
     geometry: Geometry

@@ -30,6 +30,7 @@ class MonaiAdapter(OwnAdapter):
             raise ValueError(f"{self.name}: the denoiser has no cross-attention block called 'attn2'")
         self.localizing_layers = tuple(pipeline.config.get("localizing_layers", ()))
         self.prediction = pipeline.config["prediction"]
+        self.words_removed = pipeline.config.get("words_removed")
 
     def hooked(self, layer: str, use: Use, edit: bool) -> AbstractContextManager[None]:
         refuse_compiled(self.pipeline.unet)

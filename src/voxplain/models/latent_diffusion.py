@@ -32,7 +32,8 @@ class LatentDiffusion(Announcing, nn.Module):
     localizing_layers. It may name: model_range (what `intensity` is brought to, by default -1..1), orientation (see
     `placed`), clip (bounds of the clean latent at each step), inputs (further arguments of the denoiser, the same for
     every sample), latent_spread (see `forward`; only for "v"), finest (the least noisy level that sampling may visit),
-    loudest (noise over signal at the first step, see `timesteps`), quieting (see `ddim_step`).
+    loudest (noise over signal at the first step, see `timesteps`), quieting (see `ddim_step`),
+    words_removed ("after" or "before" the text encoder: how the recipe `effect` takes words out).
     `alphas` is the share of signal left at each noise level, by default that of `schedule`.
     """
 

@@ -60,7 +60,11 @@ def keeping(adapter: Adapter, count: int = KEPT) -> Iterator[Callable[[], list[T
 
 
 def removal(adapter: Adapter, prompt: TokenizedPrompt) -> How:
-    """How words are best removed: "after" the text encoder, but "before" it where the text becomes one vector."""
+    """How words are best removed: as the model says, else "after" the text encoder, but "before" it where the text
+    becomes one vector.
+    """
+    if adapter.words_removed:
+        return adapter.words_removed
     with torch.no_grad():
         return "after" if adapter.encode_prompt(prompt).shape[1] == adapter.text_keys(prompt) else "before"
 
