@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
-    "choose_layers": "Layers of `thorax` to average, chosen on 96 dev phantoms (AUC; chosen figures flatter)",
+    "choose_layers": "Layers of `thorax` to average, chosen on 60 dev phantoms (AUC; chosen figures flatter)",
     "thorax": "Where the words of `thorax` point, with controls (test phantoms, and volumes made of test prompts)",
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
     "first_results": "Words of `thorax-2d`, trained on phantoms alone, on real films (lung masks; pneumonia boxes)",
@@ -25,7 +25,7 @@ TITLES = {
     "segmenter_decoded_unseen": "The rule-based judge on the same phantoms, encoded and decoded by `thorax`",
     "reader_unseen": "The learned judge on the same 300 phantoms",
     "reader_decoded_unseen": "The learned judge on the same phantoms, encoded and decoded by `thorax`",
-    "contributions_dev": "What layers, noise levels, heads and scalings contribute to a word (`thorax`, on dev, AUC)",
+    "contributions_dev": "What layers, noise levels, heads and scalings contribute (the `thorax` before, dev, AUC)",
     "runner": "The runner with two workers, and its memory",
     "metrics": "The time of the localization metrics",
     "speed": "Speed and memory of the main job",
