@@ -185,6 +185,20 @@ def test_the_most_distinct_words_are_chosen_and_no_indistinct_one(explanation):
     assert "the" not in best_words(explanation, 100)
 
 
+def test_words_are_chosen_by_what_they_changed_where_that_was_measured(explanation):
+    def seen(label, recipe, value):
+        known = {**explanation.honesty[label]["recipes"]}
+        known[recipe] = {**known[recipe], "distinctness": value, "distinguishable": True}
+        return replace(
+            explanation, honesty={**explanation.honesty, label: {**explanation.honesty[label], "recipes": known}}
+        )
+
+    (first,) = best_words(explanation, 1)
+    assert first != "left"
+    assert best_words(seen("left", "mean", 9.0), 1) == [first]  # looked at in a place of its own, without consequence
+    assert best_words(seen("left", "effect", 9.0), 1) == ["left"]
+
+
 def test_words_are_cut_where_their_maps_peak(explanation):
     (view,) = word_views(explanation, ["left lung"])
     measured = [heatmap for heatmap in view.heatmaps.values() if heatmap is not None]

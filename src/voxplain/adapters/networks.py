@@ -107,6 +107,8 @@ class NetworkAdapter(Announcing, Adapter):
         noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(one)) for one in seeds]
         levels = self.timesteps(steps)
         alphas = [*(self._alpha(level) for level in levels), CLEAN.to(self.device)]
+        kind = self.prediction
+        assert kind is not None  # one of PREDICTIONS, since it was made
 
         def guided(latent: Tensor, level: float, step: int) -> Tensor:
             given, free = ([(number, branch) for number in range(len(texts))] for branch in (TEXT, NULL))
@@ -116,7 +118,7 @@ class NetworkAdapter(Announcing, Adapter):
             return self.predict(latent, level, null, rows=free, step=step).lerp(conditional, scale)
 
         def move(latent: Tensor, prediction: Tensor, step: int) -> Tensor:
-            return ddim_step(latent, prediction, alphas[step], alphas[step + 1], kind=self.prediction)
+            return ddim_step(latent, prediction, alphas[step], alphas[step + 1], kind=kind)
 
         self.announce(Run(prompts, self.geometry, steps))
         latent = self.descend(

@@ -67,9 +67,11 @@ def measured_phrases(explanation: Explanation) -> list[str]:
 def best_words(explanation: Explanation, most: int, *, fill: bool = False) -> list[str]:
     """The labels of the `most` most distinct words that are distinguishable, in the order of the prompt.
 
-    `fill` takes the most distinct of the others where there are too few.
+    `fill` takes the most distinct of the others where there are too few. By what words changed, where that was
+    measured: words of no content may be looked at in places of their own, but change little.
     """
     labels, recipes = _labels(explanation), main_recipes(explanation)
+    recipes = ["effect"] if "effect" in recipes else recipes
 
     def score(label: str) -> float:
         known = explanation.honesty.get(label, {})

@@ -3,9 +3,10 @@
 (function (V) {
   const at = (id) => document.getElementById(id);
 
-  // The word to begin with: the one whose map is most its own, of those that can be told apart.
+  // The word to begin with: the one whose map is most its own, of those that can be told apart; by what words changed,
+  // where that was measured, since words of no content may be looked at in places of their own.
   function mostDistinct(view, recipe) {
-    const score = (word) => word.recipes[recipe]?.distinctness ?? 0;
+    const score = (word) => (word.recipes.effect ?? word.recipes[recipe])?.distinctness ?? 0;
     const sure = view.words.filter((word) => recipe in word.recipes && word.recipes[recipe].sure);
     return sure.sort((a, b) => score(b) - score(a))[0]?.label ?? null;
   }
