@@ -131,7 +131,13 @@ SIBLINGS = {
     "studies.reader_folder": ["studies.reader_plan", "studies.readers"],
     "studies.reading": ["studies.judging", "studies.loop"],
     "studies.phrases": ["studies.loop"],
-    "studies.training": ["studies.loop", "studies.optimizing", "studies.phrases", "studies.pool"],
+    "studies.training": [
+        "studies.loop",
+        "studies.optimizing",
+        "studies.phrases",
+        "studies.pool",
+        "studies.weighing",
+    ],
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
     "studies.given": ["studies.benchmark", "studies.benchmark_cases", "studies.rules"],
     # front

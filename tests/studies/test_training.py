@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from voxplain import load
 from voxplain.studies import loop, training
+from voxplain.studies.weighing import heard
 
 TINY = {
     "cases": 8,
@@ -103,36 +104,13 @@ def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_p
     assert not (tmp_path / "other").exists()
 
 
-def test_families_weigh_less_the_more_their_siblings_differ_and_only_so_far():
-    clean = torch.zeros(4, 4, 1, 4)
-    for family, root in enumerate((1.0, 2.0, 0.0, 100.0)):
-        clean[family, :2] = 2 * root * training.TYPICAL**0.5  # half of the siblings: by `root` from their mean
-    weights = training._evening(clean)
-    assert weights.shape == (4, 1, 1, 1)
-    assert weights.flatten().tolist() == pytest.approx([1, 1 / 2, training.EVENED, 1 / training.EVENED])
-
-
 def test_noise_levels_are_drawn_evenly_in_the_logarithm_of_the_noise():
     pipeline = training.build(training.THORAX_2D, training.build_tokenizer(["a"]))
     levels = training._levels(pipeline, torch.linspace(0, 1, 9))
     noise = training.log_noise(pipeline.alphas)[levels]
     assert levels[0] == pipeline.config["finest"] and noise[-1].exp().item() == pytest.approx(150, rel=0.03)
     assert noise.diff().std() < 0.05 * noise.diff().mean()
-    heard = training._heard(pipeline, levels)
-    assert heard[0] == 0 and heard[-1] == 1 and (heard.diff() >= 0).all()
-
-
-def test_cells_that_err_more_weigh_less_and_faint_channels_too():
-    spread = torch.tensor([3.0, 1.0]).reshape(2, 1, 1)
-    precision = training.Precision(spread, (2, 4, 4))
-    error = torch.full((1, 4, 2, 4, 4), 0.1)
-    error[..., 0] = 0.5  # a column that nobody can know
-    for _ in range(500):
-        weights = precision.weigh(error, torch.tensor([3]))  # [1, 1, 2, 4, 4]
-    assert weights.mean().item() == pytest.approx(1)
-    assert weights[0, 0, 0, 0, 1] / weights[0, 0, 0, 0, 0] == pytest.approx((0.25 + 0.02) / (0.01 + 0.02), rel=0.02)
-    assert weights[0, 0, 0, 0, 1] / weights[0, 0, 1, 0, 1] == pytest.approx(3, rel=0.02)
-    assert (precision.usual[4] == 1).all()  # other noise levels were not touched
+    assert heard(noise)[0] == 0 and heard(noise)[-1] == 1 and (heard(noise).diff() >= 0).all()
 
 
 def test_siblings_share_their_chest_and_not_their_findings(drawn):

@@ -25,13 +25,10 @@ from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, inter
 from voxplain.studies.optimizing import MuonAndAdamW, split
 from voxplain.studies.phrases import fit_text_encoder, text_of
 from voxplain.studies.pool import FAMILY, Pool
+from voxplain.studies.weighing import BANDS, Precision, evening, heard
 
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
 LOUD = 0.35  # every other family is drawn above this part of the noise levels: there the text decides
-HEARD = (1.5, 12.0)  # noise over signal between which the contrast fades in: below, the image tells siblings apart
-BANDS, FLOOR, MOST = 10, 0.02, 20.0  # of noise levels; least expected error and highest weight of a cell
-TYPICAL = 0.004  # mean square by which latents of siblings differ from their mean
-EVENED = 4.0  # how much more or less a family may weigh for it
 CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
@@ -331,8 +328,8 @@ def _fit_denoiser(
         error = error.unflatten(0, (-1, FAMILY))  # [families, siblings, channels, *grid]
         cells = precision.weigh(error, (BANDS * uniform).long().clamp(max=BANDS - 1))
         shared = error.mean(1, keepdim=True)
-        more = (settings.contrast - 1) * (1 - step / steps) * _heard(pipeline, each.to(device))
-        weight = 1 + more.reshape(-1, *(1 for _ in error.shape[1:])) * _evening(clean.unflatten(0, (-1, FAMILY)))
+        more = (settings.contrast - 1) * (1 - step / steps) * heard(log_noise(pipeline.alphas)[each.to(device)])
+        weight = 1 + more.reshape(-1, *(1 for _ in error.shape[1:])) * evening(clean.unflatten(0, (-1, FAMILY)))
         loss = (cells * (shared.square() + weight * (error - shared).square())).mean()
         descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
@@ -349,53 +346,6 @@ def _levels(pipeline: LatentDiffusion, uniform: Float[Tensor, " families"]) -> I
     noise = log_noise(pipeline.alphas.cpu())
     low, high = noise[pipeline.config["finest"]], np.log(pipeline.config["loudest"])
     return (noise - (low + uniform * (high - low))[:, None]).abs().argmin(1)
-
-
-def _heard(pipeline: LatentDiffusion, levels: Int[Tensor, " families"]) -> Float[Tensor, " families"]:
-    """0 to 1: how far a family's contrast counts at its noise level."""
-    low, high = np.log(HEARD)
-    return ((log_noise(pipeline.alphas)[levels] - low) / (high - low)).clamp(0, 1)
-
-
-class Precision(nn.Module):
-    """Weights of cells and channels: the inverse of the squared error that is usual there (ours).
-
-    A body's outline errs a hundred times more than the middle of a lung, where most findings lie, and would have
-    nearly all of the gradient. A weight depends on place, channel and noise level alone, never on the image, so the
-    prediction that is best does not change (as in a Gaussian likelihood with a variance of its own at each place).
-    Channels that vary more weigh more, in proportion: what faint ones hold is texture that no text tells.
-    """
-
-    def __init__(self, spread: Float[Tensor, "channels *ones"], shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("worth", spread / spread.mean(), persistent=False)
-        self.register_buffer("usual", torch.ones(BANDS, *shape))
-        self.register_buffer("seen", torch.zeros(BANDS))
-
-    worth: Tensor
-    usual: Tensor
-    seen: Tensor
-
-    def weigh(
-        self, error: Float[Tensor, "families siblings channels *grid"], bands: Int[Tensor, " families"]
-    ) -> Float[Tensor, "families 1 channels *grid"]:
-        """The weights of some errors of the denoiser, 1 on average, from what was usual with these included."""
-        found = error.detach().square().mean(1)  # [families, channels, *grid]
-        for band, one in zip(bands.tolist(), found, strict=True):
-            self.usual[band].lerp_(one, max(0.02, 1 / (2 + self.seen[band].item())))
-            self.seen[band] += 1
-        weights = self.worth / (self.usual[bands.to(found.device)] + FLOOR)
-        average = weights.mean(tuple(range(1, weights.ndim)), keepdim=True)
-        return (weights / average).clamp(max=MOST)[:, None]
-
-
-def _evening(clean: Float[Tensor, "families siblings *rest"]) -> Float[Tensor, "families *ones"]:
-    """A weight for each family that falls with the root of how much its siblings differ, 1 at `TYPICAL` (ours).
-
-    So what changes a hundredth of what an effusion changes counts a tenth as much, not a hundredth.
-    """
-    apart = (clean - clean.mean(1, keepdim=True)).square().mean(tuple(range(1, clean.ndim)), keepdim=True)
-    return (TYPICAL / apart.clamp(min=1e-6)).sqrt().clamp(1 / EVENED, EVENED)
 
 
 def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:
