@@ -53,7 +53,9 @@ def explain(
     phrase: Annotated[list[str] | None, typer.Option(help="Measure this span's effect as a whole, too.")] = None,
     removed: Annotated[
         Literal["after", "before"] | None,
-        typer.Option(help="Take words out after the text encoder, or before it. [default: after, where it can be]"),
+        typer.Option(
+            help="Take words out after the text encoder, or before it. [default: as the model says, else after]"
+        ),
     ] = None,
     text_encoder: TextEncoder = None,
     dtype: Dtype = None,
