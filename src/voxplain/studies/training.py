@@ -6,6 +6,7 @@ reaches the image through the denoising loss alone.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,10 @@ from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, inter
 from voxplain.studies.optimizing import MuonAndAdamW, split
 from voxplain.studies.phrases import fit_text_encoder, text_of
 from voxplain.studies.pool import FAMILY, Pool
-from voxplain.studies.weighing import BANDS, Precision, evening, heard
+from voxplain.studies.weighing import BANDS, Precision, apart, contrast, evening, heard
 
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
-LOUD = 0.35  # every other family is drawn above this part of the noise levels: there the text decides
+NEAR = (0.15, 8.0)  # every other family has noise of so many times what a pair of it differs by: there the text decides
 CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
@@ -316,8 +317,11 @@ def _fit_denoiser(
         # apart, which is a hundredth of the loss and would drown in it.
         noise = torch.randn((families, *clean.shape[1:]), generator=generator)
         noise = noise.repeat_interleave(FAMILY, 0).to(device)
-        uniform = torch.rand(families, generator=generator)
-        uniform = torch.where((step + torch.arange(families)) % 2 == 0, uniform, LOUD + (1 - LOUD) * uniform)
+        pairs = apart(clean.unflatten(0, (-1, FAMILY))).cpu()  # [families, pairs]
+        uniform, reach = torch.rand(2, families, generator=generator)
+        chosen = torch.randint(FAMILY - 1, (families, 1), generator=generator)
+        near = pairs.gather(1, chosen)[:, 0].log() + torch.lerp(*torch.tensor(NEAR).log(), reach)
+        uniform = torch.where((step + torch.arange(families)) % 2 == 0, uniform, _share(pipeline, near).clamp(0, 1))
         each = _levels(pipeline, uniform)  # [families]
         levels = each.repeat_interleave(FAMILY).to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
@@ -327,10 +331,9 @@ def _fit_denoiser(
         error = (predicted.float() - target) / pipeline.scale_of_error(levels.float(), noisy)
         error = error.unflatten(0, (-1, FAMILY))  # [families, siblings, channels, *grid]
         cells = precision.weigh(error, (BANDS * uniform).long().clamp(max=BANDS - 1))
-        shared = error.mean(1, keepdim=True)
-        more = (settings.contrast - 1) * (1 - step / steps) * heard(log_noise(pipeline.alphas)[each.to(device)])
-        weight = 1 + more.reshape(-1, *(1 for _ in error.shape[1:])) * evening(clean.unflatten(0, (-1, FAMILY)))
-        loss = (cells * (shared.square() + weight * (error - shared).square())).mean()
+        more = heard(log_noise(pipeline.alphas.cpu())[each, None], pairs) * evening(pairs)
+        more = (settings.contrast - 1) * (1 - step / steps) * more.to(device)
+        loss = (cells * error.square()).mean() + (cells * contrast(error, more)).mean()
         descend(loss, optimizer, network)
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -343,9 +346,19 @@ def _fit_denoiser(
 
 def _levels(pipeline: LatentDiffusion, uniform: Float[Tensor, " families"]) -> Int[Tensor, " families"]:
     """Noise levels for numbers of 0 to 1, evenly in the logarithm of noise over signal, as the sampler visits them."""
-    noise = log_noise(pipeline.alphas.cpu())
-    low, high = noise[pipeline.config["finest"]], np.log(pipeline.config["loudest"])
+    noise, (low, high) = log_noise(pipeline.alphas.cpu()), _range(pipeline)
     return (noise - (low + uniform * (high - low))[:, None]).abs().argmin(1)
+
+
+def _share(pipeline: LatentDiffusion, noise: Float[Tensor, " families"]) -> Float[Tensor, " families"]:
+    """The numbers that `_levels` turns into these logarithms of noise over signal; beyond 0 to 1 there are none."""
+    low, high = _range(pipeline)
+    return (noise - low) / (high - low)
+
+
+def _range(pipeline: LatentDiffusion) -> tuple[float, float]:
+    """The logarithm of the least and the most noise over signal that is sampled."""
+    return log_noise(pipeline.alphas.cpu())[pipeline.config["finest"]].item(), math.log(pipeline.config["loudest"])
 
 
 def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:

@@ -6,25 +6,41 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-HEARD = (1.5, 12.0)  # noise over signal between which the contrast fades in: below, the image tells siblings apart
+HEARD = (0.15, 0.8)  # noise over what a pair differs by: between these its contrast fades in
 BANDS, FLOOR, MOST = 10, 0.02, 20.0  # of noise levels; least expected error and highest weight of a cell
-TYPICAL = 0.004  # mean square by which latents of siblings differ from their mean
-EVENED = 4.0  # how much more or less a family may weigh for it
+TYPICAL = 12.0  # what a pair differs by
+EVENED, POWER = 8.0, 1.5  # how much more or less a pair may weigh for it, and how fast
 
 
-def heard(noise: Float[Tensor, " families"]) -> Float[Tensor, " families"]:
-    """0 to 1: how far a family's contrast counts at its noise over signal, given as a logarithm."""
-    low, high = map(math.log, HEARD)
-    return ((noise - low) / (high - low)).clamp(0, 1)
+def apart(clean: Float[Tensor, "families siblings *rest"]) -> Float[Tensor, "families pairs"]:
+    """Half the distance of every further sibling from the first: what the pair differs by."""
+    return (clean[:, 1:] - clean[:, :1]).flatten(2).norm(dim=2) / 2
 
 
-def evening(clean: Float[Tensor, "families siblings *rest"]) -> Float[Tensor, "families *ones"]:
-    """A weight for each family that falls with the root of how much its siblings differ, 1 at `TYPICAL` (ours).
+def heard(noise: Float[Tensor, "families #pairs"], apart: Float[Tensor, "families pairs"]) -> Tensor:
+    """0 to 1: how far a pair's contrast counts at its noise over signal, given as a logarithm (ours).
 
-    So what changes a hundredth of what an effusion changes counts a tenth as much, not a hundredth.
+    Where noise is a small part of what two siblings differ by, the image tells them apart and the text need not: an
+    effusion is seen through seven times the noise of a nodule.
     """
-    apart = (clean - clean.mean(1, keepdim=True)).square().mean(tuple(range(1, clean.ndim)), keepdim=True)
-    return (TYPICAL / apart.clamp(min=1e-6)).sqrt().clamp(1 / EVENED, EVENED)
+    low, high = map(math.log, HEARD)
+    return ((noise - apart.clamp(min=1e-3).log() - low) / (high - low)).clamp(0, 1)
+
+
+def evening(apart: Float[Tensor, "families pairs"]) -> Float[Tensor, "families pairs"]:
+    """A weight for each pair that falls with what it differs by, to the power of 1.5, 1 at `TYPICAL` (ours).
+
+    A squared error grows with that to the power of 2: so what is a tenth of an effusion counts a third as much, not a
+    hundredth.
+    """
+    return (TYPICAL / apart.clamp(min=1e-3)).pow(POWER).clamp(1 / EVENED, EVENED)
+
+
+def contrast(
+    error: Float[Tensor, "families siblings channels *grid"], weights: Float[Tensor, "families pairs"]
+) -> Float[Tensor, "families pairs channels *grid"]:
+    """The weighed squared error that each further sibling does not share with the first."""
+    return weights.reshape(*weights.shape, *(1 for _ in error.shape[2:])) * (error[:, 1:] - error[:, :1]).square() / 4
 
 
 class Precision(nn.Module):
