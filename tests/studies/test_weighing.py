@@ -4,20 +4,29 @@ import torch
 from voxplain.studies import weighing
 
 
-def test_families_weigh_less_the_more_their_siblings_differ_and_only_so_far():
-    clean = torch.zeros(4, 4, 1, 4)
-    for family, factor in enumerate((1.0, 2.0, 0.0, 100.0)):
-        clean[family, :2] = factor * weighing.TYPICAL  # half of the siblings: every cell half of that from the mean
-    apart = weighing.apart(clean)
-    assert apart.tolist() == pytest.approx([weighing.TYPICAL * factor for factor in (1, 2, 0, 100)])
-    assert weighing.evening(apart).tolist() == pytest.approx([1, 2**-1.5, weighing.EVENED, 1 / weighing.EVENED])
+def test_pairs_weigh_less_the_more_they_differ_and_only_so_far():
+    clean = torch.zeros(1, 5, 1, 4)
+    for sibling, factor in enumerate((1.0, 2.0, 0.0, 1000.0), start=1):
+        clean[:, sibling] = factor * 2 * weighing.TYPICAL
+    apart = weighing.apart(clean)  # [1, 4]
+    assert apart[0].tolist() == pytest.approx([2 * weighing.TYPICAL * factor for factor in (1, 2, 0, 1000)])
+    weights = weighing.evening(apart, clean[0, 0].numel())[0].tolist()
+    assert weights == pytest.approx([1, 2**-1.5, weighing.EVENED, 1 / weighing.EVENED])
 
 
-def test_a_contrast_is_heard_where_noise_hides_what_siblings_differ_by():
-    noise = torch.tensor([0.01, 0.05, 0.2, 0.5, 5.0, 1.0]).log()
-    heard = weighing.heard(noise, torch.tensor([1.0, 1.0, 1.0, 1.0, 10.0, 0.0]))
+def test_a_contrast_is_heard_where_noise_hides_what_a_pair_differs_by():
+    noise = torch.tensor([0.01, 0.1, 0.3, 0.8, 8.0, 1.0]).log()[:, None]
+    heard = weighing.heard(noise, torch.tensor([1.0, 1.0, 1.0, 1.0, 10.0, 0.0])[:, None])[:, 0]
     assert heard[:2].tolist() == [0, 0] and 0 < heard[2] < 1
     assert heard[3:].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_what_two_siblings_err_by_alike_is_no_contrast():
+    error = torch.randn(2, 4, 3, 5)
+    error[0, 1:] = error[0, :1]  # the first family errs alike
+    made = weighing.contrast(error, torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]]))
+    assert (made[0] == 0).all() and (made[1, 0] == 0).all()
+    assert torch.allclose(made[1, 1], 2 * (error[1, 2] - error[1, 0]).square() / 4)
 
 
 def test_cells_that_err_more_weigh_less_and_faint_channels_too():

@@ -331,7 +331,7 @@ def _fit_denoiser(
         error = (predicted.float() - target) / pipeline.scale_of_error(levels.float(), noisy)
         error = error.unflatten(0, (-1, FAMILY))  # [families, siblings, channels, *grid]
         cells = precision.weigh(error, (BANDS * uniform).long().clamp(max=BANDS - 1))
-        more = heard(log_noise(pipeline.alphas.cpu())[each, None], pairs) * evening(pairs)
+        more = heard(log_noise(pipeline.alphas.cpu())[each, None], pairs) * evening(pairs, clean[0].numel())
         more = (settings.contrast - 1) * (1 - step / steps) * more.to(device)
         loss = (cells * error.square()).mean() + (cells * contrast(error, more)).mean()
         descend(loss, optimizer, network)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 HEARD = (0.15, 0.8)  # noise over what a pair differs by: between these its contrast fades in
 BANDS, FLOOR, MOST = 10, 0.02, 20.0  # of noise levels; least expected error and highest weight of a cell
-TYPICAL = 12.0  # what a pair differs by
+TYPICAL = 3 / 64  # what a pair differs by, a number of the latent (root mean square)
 EVENED, POWER = 8.0, 1.5  # how much more or less a pair may weigh for it, and how fast
 
 
@@ -27,13 +27,14 @@ def heard(noise: Float[Tensor, "families #pairs"], apart: Float[Tensor, "familie
     return ((noise - apart.clamp(min=1e-3).log() - low) / (high - low)).clamp(0, 1)
 
 
-def evening(apart: Float[Tensor, "families pairs"]) -> Float[Tensor, "families pairs"]:
-    """A weight for each pair that falls with what it differs by, to the power of 1.5, 1 at `TYPICAL` (ours).
+def evening(apart: Float[Tensor, "families pairs"], numbers: int) -> Float[Tensor, "families pairs"]:
+    """A weight for each pair of latents of so many `numbers` that falls with what it differs by, to the power of 1.5,
+    and is 1 at `TYPICAL` (ours).
 
     A squared error grows with that to the power of 2: so what is a tenth of an effusion counts a third as much, not a
     hundredth.
     """
-    return (TYPICAL / apart.clamp(min=1e-3)).pow(POWER).clamp(1 / EVENED, EVENED)
+    return (TYPICAL * math.sqrt(numbers) / apart.clamp(min=1e-3)).pow(POWER).clamp(1 / EVENED, EVENED)
 
 
 def contrast(

@@ -58,7 +58,10 @@
       this.forgetRegion();
       if (state.run !== run && state.beside.startsWith("variant")) Object.assign(state, { beside: "", flicker: false });
       state.run = run;
-      if (!view.recipe(state.recipe)) state.recipe = view.recipes[0].name;
+      // what words changed points better than where they were attended to (docs/measurements.md), so it opens first,
+      // unless the run was made to look into attention step by step or layer by layer
+      const apart = view.recipes.some((recipe) => recipe.part || recipe.layer);
+      if (!view.recipe(state.recipe)) state.recipe = ((!apart && view.recipe("effect")) || view.recipes[0]).name;
       if (!(state.window in view.sample.windows)) state.window = Object.keys(view.sample.windows)[0];
       for (const list of ["words", "joined"]) state[list] = state[list].filter((name) => view.entries.has(name) || view.specials.includes(name));
       await this.stage.show(() => this.source.sample(run, this.stage.limit), view.sample, run);
