@@ -47,17 +47,16 @@ def departures(made: Mapping[str, Any]) -> dict[str, float]:
 
 
 def draw(maps: AttentionMaps, word: str, picture: Path) -> dict[str, dict[str, float]]:
-    """Write the picture, coronal sections where `mean` of all grids is highest, and give the departures."""
+    """Write the picture, coronal sections where the `mean` of the row is highest, and give the departures."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     reads = {"layers of the finest grid": finest_layers(maps), "all grids": None}
     figure, axes = plt.subplots(2, len(NAMES), figsize=(7.2, 4.2), layout="constrained")
-    whole = shares(maps, word)["mean"]
-    row = np.unravel_index(whole.argmax(), whole.shape)[1]
     found = {}
     for line, (title, layers) in zip(axes, reads.items(), strict=True):
         made = shares(maps, word, layers)
+        row = np.unravel_index(made["mean"].argmax(), made["mean"].shape)[1]
         found[title] = departures(made)
         for panel, (name, values) in zip(line, made.items(), strict=True):
             shown = panel.imshow(values[:, row], origin="lower", vmin=0, vmax=1, cmap="magma")
