@@ -38,6 +38,7 @@ from voxplain.datasets.phantom.findings import CORE
 from voxplain.datasets.phantom.impressions import request
 from voxplain.datasets.phantom.registration import register
 from voxplain.io.nifti import write_volume
+from voxplain.models.thorax.weights import SHIPPED
 from voxplain.runner import read_rows, run
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs, Source
@@ -195,12 +196,16 @@ def done(job: Job, steps: int, used: int) -> str:
 
 
 def summarize(skipped: Mapping[str, str]) -> Path:
-    """All reports in one file, and a table of the main figures: a row for each job, map and group of cases."""
-    figures, table = {}, []
+    """All reports in one file, and a table of the main figures: a row for each job, map and group of cases.
+
+    Jobs of an earlier summary stay where their weights still ship and they were not run anew.
+    """
+    commands, figures, table = _earlier()
     for path in sorted(RUNS.glob("*/results.json")):
         made = json.loads(path.read_text())
         kept = ("weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out", "tables")
         figures[path.parent.name] = {name: made[name] for name in kept}
+        table = [row for row in table if row["job"] != path.parent.name]
         tables = {one["name"]: one for one in made["tables"]}
         for name in made["methods"]:
             row: dict[str, Any] = {"job": path.parent.name, "map": name, "n": made["scored"]}
@@ -214,7 +219,20 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                     columns = tables["groups"]["columns"]
                     row[line[0]] = line[columns.index(name)] if name in columns else None
             table.append(row)
-    return write("first_results", _command(), {"jobs": figures, "skipped": dict(skipped)}, table)
+    command = " && ".join(dict.fromkeys([*commands, _command()]))
+    return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table)
+
+
+def _earlier() -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
+    """Commands, jobs and rows of the summary that is there, of models that still have the same weights."""
+    path = RESULTS / "first_results.json"
+    if not path.is_file():
+        return [], {}, []
+    kept = json.loads(path.read_text())
+    shipped = {opened(name).weights_hash for name in (*VOLUMES, *FLAT) if (SHIPPED / name).is_dir()}
+    figures = {name: job for name, job in kept["figures"]["jobs"].items() if job["weights"] in shipped}
+    rows = [row for row in kept["table"] if row["job"] in figures]
+    return kept["command"].split(" && ") if figures else [], figures, rows
 
 
 def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:

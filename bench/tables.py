@@ -25,7 +25,7 @@ TITLES = {
     "segmenter_decoded_unseen": "The rule-based judge on the same phantoms, encoded and decoded by `thorax`",
     "reader_unseen": "The learned judge on the same 300 phantoms",
     "reader_decoded_unseen": "The learned judge on the same phantoms, encoded and decoded by `thorax`",
-    "contributions_dev": "What layers, noise levels, heads and scalings contribute (the `thorax` before, dev, AUC)",
+    "contributions_dev": "What layers, noise levels, heads and scalings contribute (of a `thorax` two weights ago, dev, AUC)",
     "runner": "The runner with two workers, and its memory",
     "metrics": "The time of the localization metrics",
     "speed": "Speed and memory of the main job",
