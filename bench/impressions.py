@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -147,7 +148,7 @@ def main() -> int:
         print(f"{line}/{len(texts)}  {rows[line].get('failed', 'ok')}  {rows[line]['seconds']} s", flush=True)
 
     figures = summary([rows[line] for line in sorted(rows)]) | {"weights": weights, "recipes": recipes}
-    path = write("impressions", "python bench/impressions.py", figures, table(figures))
+    path = write("impressions", shlex.join(["python", "bench/impressions.py", *sys.argv[1:]]), figures, table(figures))
     print(f"written to {path.relative_to(ROOT)}; read these: python bench/impressions.py --keep N for N in", end=" ")
     print(*figures["worst_lines"], sep=", ")
     return int(bool(figures["failed"]))

@@ -20,7 +20,7 @@ TITLES = {
     "choose_layers": "Layers of `thorax` to average, chosen on 60 dev phantoms (AUC; chosen figures flatter)",
     "thorax": "Where the words of `thorax` point, with controls (test phantoms, and volumes made of test prompts)",
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
-    "first_results": "Words of `thorax-2d`, trained on phantoms alone, on real films (lung masks; pneumonia boxes)",
+    "first_results": "Words of `thorax-2d` and `thorax`, trained on phantoms alone, on real films (lung masks; pneumonia boxes) and CT (lungs, heart; a mass)",
     "segmenter_unseen": "The rule-based judge on 300 phantoms it was not tuned on",
     "segmenter_decoded_unseen": "The rule-based judge on the same phantoms, encoded and decoded by `thorax`",
     "reader_unseen": "The learned judge on the same 300 phantoms",
@@ -47,6 +47,8 @@ def cell(value: Any) -> str:
     """A number with three digits, [value, low, high] with its interval, anything else as it is."""
     if isinstance(value, (list, tuple)):
         middle, low, high = value
+        if low is None:  # of a single case
+            return cell(middle)
         return f"{cell(middle)} ({cell(low)} to {cell(high)})"
     if isinstance(value, bool):
         return "yes" if value else "**no**"
