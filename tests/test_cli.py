@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from typer.testing import CliRunner
 from voxplain import loading, recipes
 from voxplain.adapters.toy import ToyAdapter
 from voxplain.cli import app
+from voxplain.cli.reading import word_lines
 from voxplain.geometry import regular
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
 from voxplain.masks import joint, largest_component, relative_threshold, top_fraction
 from voxplain.studies import effect, explaining, reading, training
+from voxplain.view.words import word_rows
 
 PROMPT = "large left effusion and small nodule"
 
@@ -151,6 +154,14 @@ def test_words_as_json_is_one_document_with_the_honesty_of_each_word(made):
         assert row["rank_correlation"] == known[row["word"]]["agreement"]["rank_correlation"]
         assert row["top10_overlap"] == known[row["word"]]["agreement"]["top10_overlap"]
     assert sum(document["mass"].values()) == pytest.approx(1)
+
+
+def test_words_that_training_never_showed_are_marked(made):
+    known = load_run(made)
+    rows = word_rows(replace(known, provenance={**known.provenance, "unknown_words": ["LARGE"]}))
+    assert [row["word"] for row in rows if row["unknown"]] == ["large"]
+    seen = {row["word"]: [line["seen"] for line in word_lines(row)] for row in rows}
+    assert seen["large"] == ["never", ""] and seen["effusion"] == ["", ""]
 
 
 def test_effect_measures_a_phrase_and_keeps_it_in_the_run(run, toy):

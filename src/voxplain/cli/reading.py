@@ -267,6 +267,7 @@ def word_lines(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             "distinct": short(facts["distinctness"]),
             "null": short(null),
             "sure": {True: "yes", False: "NO"}.get(facts["distinguishable"], ""),
+            "seen": "" if number or not row["unknown"] else "never",
             **{title: "" if number else text for title, text in common.items()},
         }
 

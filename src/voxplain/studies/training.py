@@ -320,7 +320,8 @@ def _fit_denoiser(
         pairs = apart(clean.unflatten(0, (-1, FAMILY))).cpu()  # [families, pairs]
         uniform, reach = torch.rand(2, families, generator=generator)
         chosen = torch.randint(FAMILY - 1, (families, 1), generator=generator)
-        near = pairs.gather(1, chosen)[:, 0].log() + torch.lerp(*torch.tensor(NEAR).log(), reach)
+        low, high = torch.tensor(NEAR).log()
+        near = pairs.gather(1, chosen)[:, 0].log() + torch.lerp(low, high, reach)
         uniform = torch.where((step + torch.arange(families)) % 2 == 0, uniform, _share(pipeline, near).clamp(0, 1))
         each = _levels(pipeline, uniform)  # [families]
         levels = each.repeat_interleave(FAMILY).to(device)

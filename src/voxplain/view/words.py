@@ -11,7 +11,7 @@ import numpy as np
 
 from voxplain.geometry import Geometry
 from voxplain.maps import Attribution, Explanation, Heatmap, UnmeasuredError
-from voxplain.tokens import TokenizedPrompt
+from voxplain.tokens import TokenizedPrompt, label
 
 UNSURE_TEXT = "not distinguishable"
 FIRST = ("peak", "distinctness", "null_distinctness", "nearest")  # what a row of the table has of its first recipe
@@ -89,8 +89,10 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
     `distinctness`, `null_distinctness` (that of a word that means nothing), `distinguishable` and `nearest` (the word
     whose map is most like this one's, and their correlation), and the first recipe's stand beside it, but
     `distinguishable` there is that of all; then the agreement of the recipes and the correlation between seeds.
+    `unknown` is a word that training never showed.
     """
-    mass, rows = attention_mass(explanation), []
+    mass, rows, unknown = attention_mass(explanation), [], unknown_words(explanation)
+    strange = {label(word) for word in explanation.prompt.words if word.text.casefold() in unknown}
     for view in word_views(explanation):
         agreement = view.honesty.get("agreement") or {}
         each = {}
@@ -107,6 +109,7 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
         rows.append(
             {
                 "word": view.label,
+                "unknown": view.label in strange,
                 "mass": _number(mass.get(view.label, view.honesty.get("mass"))),
                 **{key: next(iter(each.values()))[key] for key in FIRST},
                 "distinguishable": view.honesty.get("distinguishable"),
