@@ -200,11 +200,11 @@ def summarize(skipped: Mapping[str, str]) -> Path:
 
     Jobs of an earlier summary stay where their weights still ship and they were not run anew.
     """
-    commands, figures, table = _earlier()
+    figures, table = _earlier()
     for path in sorted(RUNS.glob("*/results.json")):
         made = json.loads(path.read_text())
-        kept = ("weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out", "tables")
-        figures[path.parent.name] = {name: made[name] for name in kept}
+        kept = ("command", "weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out")
+        figures[path.parent.name] = {name: made[name] for name in (*kept, "tables")}
         table = [row for row in table if row["job"] != path.parent.name]
         tables = {one["name"]: one for one in made["tables"]}
         for name in made["methods"]:
@@ -219,20 +219,19 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                     columns = tables["groups"]["columns"]
                     row[line[0]] = line[columns.index(name)] if name in columns else None
             table.append(row)
-    command = " && ".join(dict.fromkeys([*commands, _command()]))
+    command = " && ".join(dict.fromkeys(job["command"] for job in figures.values()))
     return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table)
 
 
-def _earlier() -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
-    """Commands, jobs and rows of the summary that is there, of models that still have the same weights."""
+def _earlier() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Jobs and rows of the summary that is there, of models that still have the same weights."""
     path = RESULTS / "first_results.json"
     if not path.is_file():
-        return [], {}, []
+        return {}, []
     kept = json.loads(path.read_text())
     shipped = {opened(name).weights_hash for name in (*VOLUMES, *FLAT) if (SHIPPED / name).is_dir()}
     figures = {name: job for name, job in kept["figures"]["jobs"].items() if job["weights"] in shipped}
-    rows = [row for row in kept["table"] if row["job"] in figures]
-    return kept["command"].split(" && ") if figures else [], figures, rows
+    return figures, [row for row in kept["table"] if row["job"] in figures]
 
 
 def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:

@@ -137,6 +137,7 @@ SIBLINGS = {
         "studies.phrases",
         "studies.pool",
         "studies.weighing",
+        "studies.levels",
     ],
     "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
     "studies.given": ["studies.benchmark", "studies.benchmark_cases", "studies.rules"],

@@ -103,15 +103,6 @@ def test_training_on_keeps_the_autoencoder_and_names_where_it_began(place, tmp_p
     assert not (tmp_path / "other").exists()
 
 
-def test_noise_levels_are_drawn_evenly_in_the_logarithm_of_the_noise():
-    pipeline = training.build(training.THORAX_2D, training.build_tokenizer(["a"]))
-    levels = training._levels(pipeline, torch.linspace(0, 1, 9))
-    noise = training.log_noise(pipeline.alphas)[levels]
-    assert levels[0] == pipeline.config["finest"] and noise[-1].exp().item() == pytest.approx(150, rel=0.03)
-    assert noise.diff().std() < 0.05 * noise.diff().mean()
-    assert training._share(pipeline, noise) == pytest.approx(torch.linspace(0, 1, 9), abs=0.02)
-
-
 def test_siblings_share_their_chest_and_not_their_findings(drawn):
     pool = training.Pool(drawn / "thorax-2d-pool", 8, 1, volumes=False)
     pool.fill()

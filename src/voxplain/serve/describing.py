@@ -22,7 +22,7 @@ from voxplain.view.words import (
     nearest_voxel,
     origin,
     recipe_title,
-    unknown_words,
+    unknown_labels,
     warnings_of,
 )
 
@@ -132,7 +132,7 @@ def _linear(maps: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 def _words(explanation: Explanation) -> Iterator[dict[str, Any]]:
     mass = attention_mass(explanation)
-    unknown = unknown_words(explanation)
+    unknown = unknown_labels(explanation)
     top = max((mass.get(label(word), 0.0) for word in explanation.prompt.words), default=0.0) or 1.0
     for word in explanation.prompt.words:
         share = mass.get(label(word), explanation.honesty.get(label(word), {}).get("mass"))
@@ -141,7 +141,7 @@ def _words(explanation: Explanation) -> Iterator[dict[str, Any]]:
             "text": word.text,
             "mass": share,
             "strength": min(1.0, (share or 0.0) / top),
-            "unknown": word.text.casefold() in unknown,
+            "unknown": label(word) in unknown,
         }
 
 

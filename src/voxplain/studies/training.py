@@ -6,7 +6,6 @@ reaches the image through the denoising loss alone.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxplain.datasets.phantom.impressions import all_words
 from voxplain.models.latent_diffusion import LatentDiffusion
-from voxplain.models.schedule import log_noise
 from voxplain.models.thorax import THORAX, THORAX_2D, TextEncoder, build, build_tokenizer, load, save
+from voxplain.studies.levels import Levels
 from voxplain.studies.loop import CHANNELS_LAST, Checkpoint, Log, descend, interruptible, set_rate
 from voxplain.studies.optimizing import MuonAndAdamW, split
 from voxplain.studies.phrases import fit_text_encoder, text_of
@@ -29,7 +28,6 @@ from voxplain.studies.pool import FAMILY, Pool
 from voxplain.studies.weighing import BANDS, Precision, apart, contrast, evening, heard
 
 WORTH = {"small": 0.5, "moderate": 1.0, "large": 2.0}  # cases that say and show more are drawn more often
-NEAR = (0.15, 8.0)  # every other family has noise of so many times what a pair of it differs by: there the text decides
 CALIBRATING = 1000  # cases that the latents' scale is taken from
 HAZE = (-0.94, -0.25)  # normalized intensities around a voxel of lung: between air and soft tissue
 HAZE_WEIGHT = 4.0
@@ -295,7 +293,7 @@ def _fit_denoiser(
     matrices, others = split(pipeline.unet, plain=("conv_in", "out", "time_embed"))
     words = {"params": list(pipeline.text_encoder.parameters()), "factor": settings.text_lr_factor}
     optimizer = MuonAndAdamW(matrices, [{"params": others}, words], settings.denoiser_lr)
-    precision = Precision(pipeline.latent_spread, pipeline.latent_shape).to(device)
+    sampled, precision = Levels(pipeline), Precision(pipeline.latent_spread, pipeline.latent_shape).to(device)
     averaged = nn.ParameterList([p.detach().clone() for p in network.parameters()])
     parts = {"network": network, "optimizer": optimizer, "averaged": averaged, "precision": precision}
     state = Checkpoint(folder / "denoiser.pt", parts)
@@ -318,12 +316,8 @@ def _fit_denoiser(
         noise = torch.randn((families, *clean.shape[1:]), generator=generator)
         noise = noise.repeat_interleave(FAMILY, 0).to(device)
         pairs = apart(clean.unflatten(0, (-1, FAMILY))).cpu()  # [families, pairs]
-        uniform, reach = torch.rand(2, families, generator=generator)
-        chosen = torch.randint(FAMILY - 1, (families, 1), generator=generator)
-        low, high = torch.tensor(NEAR).log()
-        near = pairs.gather(1, chosen)[:, 0].log() + torch.lerp(low, high, reach)
-        uniform = torch.where((step + torch.arange(families)) % 2 == 0, uniform, _share(pipeline, near).clamp(0, 1))
-        each = _levels(pipeline, uniform)  # [families]
+        numbers = sampled.draw(step, pairs, generator)
+        each = sampled.at(numbers)  # [families]
         levels = each.repeat_interleave(FAMILY).to(device)
         noisy, target = pipeline.add_noise(clean, noise, levels), pipeline.velocity(clean, noise, levels)
         with torch.autocast(device.type, torch.bfloat16):
@@ -331,8 +325,8 @@ def _fit_denoiser(
             predicted = pipeline(noisy, levels.float(), pipeline.text_encoder(ids))
         error = (predicted.float() - target) / pipeline.scale_of_error(levels.float(), noisy)
         error = error.unflatten(0, (-1, FAMILY))  # [families, siblings, channels, *grid]
-        cells = precision.weigh(error, (BANDS * uniform).long().clamp(max=BANDS - 1))
-        more = heard(log_noise(pipeline.alphas.cpu())[each, None], pairs) * evening(pairs, clean[0].numel())
+        cells = precision.weigh(error, (BANDS * numbers).long().clamp(max=BANDS - 1))
+        more = heard(sampled.noise[each, None], pairs) * evening(pairs, clean[0].numel())
         more = (settings.contrast - 1) * (1 - step / steps) * more.to(device)
         loss = (cells * error.square()).mean() + (cells * contrast(error, more)).mean()
         descend(loss, optimizer, network)
@@ -343,23 +337,6 @@ def _fit_denoiser(
         log.step(step, (cells * error.square()).mean().item())
         state.settle(step, steps, stopped)
     return [p.detach() for p in averaged], max(begin, steps)
-
-
-def _levels(pipeline: LatentDiffusion, uniform: Float[Tensor, " families"]) -> Int[Tensor, " families"]:
-    """Noise levels for numbers of 0 to 1, evenly in the logarithm of noise over signal, as the sampler visits them."""
-    noise, (low, high) = log_noise(pipeline.alphas.cpu()), _range(pipeline)
-    return (noise - (low + uniform * (high - low))[:, None]).abs().argmin(1)
-
-
-def _share(pipeline: LatentDiffusion, noise: Float[Tensor, " families"]) -> Float[Tensor, " families"]:
-    """The numbers that `_levels` turns into these logarithms of noise over signal; beyond 0 to 1 there are none."""
-    low, high = _range(pipeline)
-    return (noise - low) / (high - low)
-
-
-def _range(pipeline: LatentDiffusion) -> tuple[float, float]:
-    """The logarithm of the least and the most noise over signal that is sampled."""
-    return log_noise(pipeline.alphas.cpu())[pipeline.config["finest"]].item(), math.log(pipeline.config["loudest"])
 
 
 def _learned(pipeline: LatentDiffusion) -> nn.ModuleList:

@@ -19,7 +19,7 @@ from voxplain.view.words import (
     nearest_voxel,
     origin,
     recipe_title,
-    unknown_words,
+    unknown_labels,
     warnings_of,
     word_rows,
     word_views,
@@ -65,10 +65,10 @@ def _prompt(explanation: Explanation, views: Sequence[WordView]) -> str:
     prompt, mass = explanation.prompt, attention_mass(explanation)
     shares = [mass.get(view.label, view.honesty.get("mass") or 0.0) for view in views]
     top = max(shares, default=0.0) or 1.0
-    unknown = unknown_words(explanation)
+    unknown = unknown_labels(explanation)
     parts, last = [], 0
     for number, (view, word, share) in enumerate(zip(views, prompt.words, shares, strict=True)):
-        marks = {"unsure": not view.sure(), "unknown": word.text.casefold() in unknown}
+        marks = {"unsure": not view.sure(), "unknown": view.label in unknown}
         notes = {"unsure": UNSURE_TEXT, "unknown": "not among the words seen in training"}
         kinds = [kind for kind, applies in marks.items() if applies]
         tip = "; ".join([f"{share:.1%} of the attention", *(notes[kind] for kind in kinds)])

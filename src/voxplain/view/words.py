@@ -91,8 +91,7 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
     `distinguishable` there is that of all; then the agreement of the recipes and the correlation between seeds.
     `unknown` is a word that training never showed.
     """
-    mass, rows, unknown = attention_mass(explanation), [], unknown_words(explanation)
-    strange = {label(word) for word in explanation.prompt.words if word.text.casefold() in unknown}
+    mass, rows, unknown = attention_mass(explanation), [], unknown_labels(explanation)
     for view in word_views(explanation):
         agreement = view.honesty.get("agreement") or {}
         each = {}
@@ -109,7 +108,7 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
         rows.append(
             {
                 "word": view.label,
-                "unknown": view.label in strange,
+                "unknown": view.label in unknown,
                 "mass": _number(mass.get(view.label, view.honesty.get("mass"))),
                 **{key: next(iter(each.values()))[key] for key in FIRST},
                 "distinguishable": view.honesty.get("distinguishable"),
@@ -151,9 +150,10 @@ def warnings_of(explanation: Explanation) -> list[str]:
     return list(origin(explanation).get("warnings", [f"The model never saw: {cut}"] if cut else []))
 
 
-def unknown_words(explanation: Explanation) -> set[str]:
-    """The words that training never showed, case folded."""
-    return {str(word).casefold() for word in origin(explanation).get("unknown_words") or ()}
+def unknown_labels(explanation: Explanation) -> set[str]:
+    """The labels of the words that training never showed."""
+    unknown = {str(word).casefold() for word in origin(explanation).get("unknown_words") or ()}
+    return {label(word) for word in explanation.prompt.words if word.text.casefold() in unknown}
 
 
 def recipe_title(attribution: Attribution) -> str:

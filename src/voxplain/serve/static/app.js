@@ -58,7 +58,7 @@
       this.forgetRegion();
       if (state.run !== run && state.beside.startsWith("variant")) Object.assign(state, { beside: "", flicker: false });
       state.run = run;
-      // what words changed points better than where they were attended to (docs/measurements.md), so it opens first,
+      // what words changed points better than where they were attended to (README, "Measured"), so it opens first,
       // unless the run was made to look into attention step by step or layer by layer
       const apart = view.recipes.some((recipe) => recipe.part || recipe.layer);
       if (!view.recipe(state.recipe)) state.recipe = ((!apart && view.recipe("effect")) || view.recipes[0]).name;
