@@ -44,6 +44,27 @@ def test_the_same_call_gives_the_same_image_to_the_last_bit(pipeline):
     assert np.array_equal(pipeline.generate(PROMPT, steps=2).image, pipeline.generate(PROMPT, steps=2).image)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_batch_of_one_is_convolved_by_another_kernel_to_the_same_values_and_gradients(
+    tiny, spatial_dims, monkeypatch
+):
+    pipeline = tiny(spatial_dims)
+    context = pipeline.encode_prompt(pipeline.tokenize(PROMPT))
+    latent = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    asked = [latent, *(p for p in pipeline.unet.parameters() if p.ndim > 2)]
+
+    def run():
+        made = pipeline.to_image(pipeline.predict(latent, 500, context))
+        return made, torch.autograd.grad(made.square().mean(), asked)
+
+    made, gradients = run()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain, expected = run()
+    torch.testing.assert_close(made, plain, rtol=1e-4, atol=0.01)  # HU
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
+
+
 def test_guidance_doubles_the_batch_with_the_text_rows_first(pipeline):
     calls = []
     with pipeline.watching(lambda event: calls.append(event) if isinstance(event, Call) else None):
