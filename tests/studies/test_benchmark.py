@@ -22,6 +22,7 @@ from voxplain.studies import benchmark, benchmark_phantoms, benchmark_words, exp
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs
 from voxplain.studies.benchmark_phantoms import Phantoms
+from voxplain.studies.benchmark_tables import PLAIN, WEIGHTED, Measured, found_of, published_tables
 from voxplain.studies.effect import differences
 from voxplain.studies.given import given
 
@@ -155,13 +156,25 @@ def test_the_folder_is_complete_and_the_page_is_escaped_and_self_contained(made)
 def test_published_figures_stand_beside_ours_under_a_banner(made):
     out, _, _ = made
     page = (out / "report.html").read_text()
-    beside = table(out, "published-auc_roc")
+    beside = table(out, "published-tradeoffs-auc_roc")
     assert beside["pneumothorax"]["Finetune_F"] == "74±2.7"
     assert list(beside) == ["pneumothorax", "effusion", "mean over findings", "all cases"] or set(beside) == {
         "effusion", "pneumothorax", "mean over findings", "all cases",
     }  # fmt: skip
     assert beside["effusion"]["Finetune_F"] == "83±1.1"  # phantoms' and films' names mean the same finding
     assert "two different measurements" in page and "4 cases; other weights, other images" in page
+
+
+def test_daams_two_figures_stand_beside_coco_and_nothing_else(made):
+    rows = tuple(row for row in read_rows(made[0] / "rows.jsonl") if "failed" not in row)
+    measured = Measured(rows, ("mean",))
+    found = found_of(measured)
+    both = published_tables(measured, found, "coco")
+    assert [paper["name"] for paper, _ in both] == ["tradeoffs", "daam"]
+    (beside,) = both[1][1]  # of its thresholds, 0.4 was measured
+    assert beside.columns[2:] == ("COCO-Gen", "Unreal-Gen")
+    assert [(row[0], *row[2:]) for row in beside.rows] == [(way, "61.0", "51.5") for way in (PLAIN, WEIGHTED)]
+    assert [paper["name"] for paper, _ in published_tables(measured, found, "phantoms")] == ["tradeoffs"]
 
 
 def test_a_report_is_made_again_without_reading_anything_anew(made, monkeypatch):

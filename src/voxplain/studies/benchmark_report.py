@@ -33,7 +33,7 @@ def write_report(
     others = [table for table in rest if table is not None]
     parts = by_part(scored)
     words = [*word_tables(scored, minimum), *([part_table(parts, about["parts_of_speech"])] if parts else [])]
-    origin, remarks, published = tables.published_tables(measured, found)
+    beside = tables.published_tables(measured, found, about["source"]["data"])
     figures = _figures(measured, found, parts)
     shown = {name: kinds["svg"] for name, kinds in figures.items()}
     sections = [
@@ -41,12 +41,11 @@ def write_report(
         ("Everything else", (), others, {}),
         ("Words", _of_words(minimum), words, {name: svg for name, svg in shown.items() if name == SPEECH}),
     ]
-    if published:
-        sections.append(("Beside published figures", _banner(about, len(scored), origin, remarks), published, {}))
+    sections += [("Beside published figures", _banner(about, len(scored), paper), own, {}) for paper, own in beside]
     facts = {**about, "weights": scored[0]["weights"], "scored": len(scored), "failed": len(failed)}
     title = f"{about['model'] or 'run folders'} on {source.name}"
     page = scoreboard(title, sections, facts, cautions=_cautions(source, scored, measured), command=command)
-    listed = [*each, *others, *words, *published]
+    listed = [*each, *others, *words, *(one for _, own in beside for one in own)]
     results = {
         "command": command,
         **facts,
@@ -104,18 +103,16 @@ def _of_words(minimum: int) -> list[str]:
     ]
 
 
-def _banner(about: Mapping[str, Any], scored: int, origin: str, remarks: Sequence[str]) -> list[str]:
+def _banner(about: Mapping[str, Any], scored: int, paper: Mapping[str, Any]) -> list[str]:
     """What differs between the published figures and these."""
     return [
         "These are two different measurements, shown side by side for orientation: no row here reproduces one there.",
-        f"Published: {origin}; fine-tuned Stable Diffusion 2 at 512 pixels, read on the chest films of MS-CXR (1,162 "
-        "phrases with boxes).",
+        f"Published: {paper['source']}; {paper['setting']}.",
         f"Here: {about['model'] or 'runs made before'} on {about['source']['data']}, {scored} cases; other weights, "
         "other images and another kind of truth, unless you know that they are the same.",
-        "Read-out there: 40 of 50 noise levels, the latent drawn from its posterior, all layers with coarse maps "
-        f"replicated, words found as substrings. Here: {about['profile']}, {about['used']} of {about['steps']} levels, "
+        f"Read-out there: {paper['readout']}. Here: {about['profile']}, {about['used']} of {about['steps']} levels, "
         "the posterior's mean, coarse maps linear, whole words.",
-        *remarks,
+        *paper["remarks"],
         "Here, brackets are 95% intervals over patients, and both averages are given.",
     ]
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -229,28 +229,31 @@ def excluded_table(measured: Measured, failed: Iterable[Row], left_out: Mapping[
     return Table("excluded", "What was not scored", ("what", "reason", "cases"), tuple(lines))
 
 
-def published_tables(measured: Measured, found: Found) -> tuple[str, list[str], list[Table]]:
-    """The published figures beside ours: their source, what has to be known of them, and a table a metric."""
-    known = json.loads(files("voxplain.studies").joinpath("benchmark_published.json").read_text("utf-8"))
-    lead, tables = found[measured.methods[0]], []
-    for metric, models in known["figures"].items():
-        names = {label: ALIKE.get(label, label.title()) for label in measured.labels}
+def published_tables(measured: Measured, found: Found, data: str) -> list[tuple[Mapping[str, Any], list[Table]]]:
+    """Papers whose figures can stand beside ours, as `benchmark_published.json` has them, and a table a metric of each.
+
+    A paper that names its `data` stands beside that data only; others beside findings that they have, too.
+    """
+    text = files("voxplain.studies").joinpath("benchmark_published.json").read_text("utf-8")
+    papers = [paper for paper in json.loads(text)["papers"] if data.startswith(paper.get("data", ""))]
+    made = [(paper, list(_beside(paper, measured, found[measured.methods[0]]))) for paper in papers]
+    return [(paper, tables) for paper, tables in made if tables]
+
+
+def _beside(paper: Mapping[str, Any], measured: Measured, lead: Mapping[tuple[str, str], Summary]) -> Iterator[Table]:
+    names = {label: ALIKE.get(label, label.title()) for label in measured.labels}
+    for metric, models in paper["figures"].items():
         shared = [label for label, name in names.items() if any(name in figures for figures in models.values())]
-        if not shared or spread(lead.get((WEIGHTED, metric))) is None:
+        if not (shared or "data" in paper) or spread(lead.get((WEIGHTED, metric))) is None:
             continue
-        lines: list[tuple[Cell, ...]] = [
-            (label, spread(lead.get((label, metric))), *(figures.get(names[label]) for figures in models.values()))
-            for label in shared
-        ]
-        lines += [
-            (way, spread(lead.get((way, metric))), *(figures.get("Average") for figures in models.values()))
-            for way in (PLAIN, WEIGHTED)
+        rows = {label: names[label] for label in shared} | dict.fromkeys((PLAIN, WEIGHTED), "Average")
+        lines = [
+            (label, spread(lead.get((label, metric))), *(figures.get(name) for figures in models.values()))
+            for label, name in rows.items()
         ]
         columns = ("finding", f"this run, {measured.methods[0]}", *models)
-        tables.append(
-            Table(f"published-{metric}", f"{metric}; published: {known['tables'][metric]}", columns, tuple(lines))
-        )
-    return known["source"], known["remarks"], tables
+        title = f"{metric}; published: {paper['tables'][metric]}"
+        yield Table(f"published-{paper['name']}-{metric}", title, columns, tuple(lines))
 
 
 def _values(measured: Measured, name: str, metric: str) -> dict[str, float]:
