@@ -1,7 +1,7 @@
 """The figures of the model `thorax`: autoencoder, generation, localization, each beside its controls.
 
     python bench/thorax.py layers --split dev --count 60        # choose the localizing layers: on dev alone
-    python bench/thorax.py autoencoder generation reader guidance_1 twins phantoms --count 300
+    python bench/thorax.py autoencoder generation reader support guidance_1 twins phantoms --count 300
     python bench/thorax.py summary                                # bench/results/thorax.json
 
 Each stage writes one JSON line a case into bench/runs/ and goes on where it stopped. Stages on the split `test` append
@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from voxplain.adapters.base import Adapter
 from voxplain.datasets.phantom import segmenter
 from voxplain.datasets.phantom.cases import Case, draw, plan_case
 from voxplain.datasets.phantom.findings import CORE, KINDS, LOBAR, LOBES, SIDED, Plan
-from voxplain.datasets.phantom.impressions import Mention, compose, negated_twin, request
+from voxplain.datasets.phantom.impressions import Impression, Mention, compose, negated_twin, request
 from voxplain.datasets.phantom.registration import register
 from voxplain.geometry import Geometry
 from voxplain.maps import Attribution, Heatmap, Recipe, Sample, Trajectory
@@ -42,6 +42,7 @@ from voxplain.recipes import reduce
 from voxplain.studies.effect import differences, keeping
 from voxplain.studies.grounding import record, renoise, thinned
 from voxplain.studies.judging import LearnedReader, load_reader
+from voxplain.studies.support import supports
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
 
@@ -96,10 +97,7 @@ class Bench:
 
     def generation(self, index: int) -> list[dict[str, Any]]:
         """1 to 3 findings asked for in a bare or composed prompt; every tenth prompt asks for none."""
-        rng = np.random.default_rng((77, draw_seed(self.options.split), index))
-        plans = () if index % 10 == 9 else tuple(_asked(rng))
-        absent = [str(rng.choice([k for k in KINDS if k not in {p.kind for p in plans}]))] if rng.random() < 0.3 else []
-        prompt = request(plans, rng, absent=absent, plain=bool(rng.random() < 0.5))
+        plans, absent, prompt = self.prompted(index)
         with trace(self.adapter, PER_LAYER) as tracer, keeping(self.adapter) as states:
             sample = self.model.generate(prompt.text, seed=index, steps=self.options.steps)
         assert isinstance(sample, Sample)
@@ -111,29 +109,56 @@ class Bench:
         tokens = self.adapter.tokenize(prompt.text)
         anatomy = register(volume)
         scores = []
-        for mention in prompt.findings:
-            if mention.negated or mention.kind not in CORE:
+        for mention, truth in _drawn(prompt.findings, found):
+            if mention.kind not in CORE or truth is None:
                 continue
-            masks = [
-                f.mask
-                for f in found
-                if f.kind == mention.kind and (mention.side in (None, f.side) or f.side == "bilateral")
-            ]
-            if not masks:
-                continue
-            truth = np.logical_or.reduce(masks)
             region = _region(anatomy, mention.region, volume)
             named = {r.name: reduce(maps, r) for r in self.recipes()}
             scores.append(self._score(mention, tokens, truth, region, named, states()[0], volume))
             break
         return [{**row, "scores": scores}]
 
+    def prompted(self, index: int) -> tuple[tuple[Plan, ...], list[str], Impression]:
+        """What a prompt for generation asks for, which kind it denies, and its text."""
+        rng = np.random.default_rng((77, draw_seed(self.options.split), index))
+        plans = () if index % 10 == 9 else tuple(_asked(rng))
+        absent = [str(rng.choice([k for k in KINDS if k not in {p.kind for p in plans}]))] if rng.random() < 0.3 else []
+        return plans, absent, request(plans, rng, absent=absent, plain=bool(rng.random() < 0.5))
+
     def reader(self, index: int) -> list[dict[str, Any]]:
         """The learned judge on the volume that `generation` left; it, too, is blind to the prompt."""
+        return [{"found": [_seen(f) for f in self.learned.read(self.volume(index))]}]
+
+    def support(self, index: int) -> list[dict[str, Any]]:
+        """In the volume that `generation` left: the evidence for each finding that was asked for, whether the rules
+        find it, and the map of the one that `generation` scored.
+        """
+        volume, prompt = self.volume(index), self.prompted(index)[2]
+        tokens, geometry = self.adapter.tokenize(prompt.text), self.adapter.geometry
+        drawn = list(_drawn(prompt.findings, segmenter.findings(volume)))
+        if not drawn:
+            return []
+        sample = Sample(volume[None], geometry, prompt.text)
+        spans = [tuple(rows_of(tokens, mention.span)) for mention, _ in drawn]
+        maps, evidence = supports(self.adapter, tokens, sample, renoise(self.adapter, sample, seed=index), spans)
+        told = [
+            {"kind": mention.kind, "found": truth is not None, "evidence": float(value)}
+            for (mention, truth), value in zip(drawn, evidence, strict=True)
+        ]
+        score: dict[str, Any] = {}
+        for (mention, truth), values in zip(drawn, maps, strict=True):
+            if mention.kind in CORE and truth is not None:
+                region = _region(register(volume), mention.region, volume)
+                score = _figures("support", _at(values, geometry), truth, region)
+                break
+        return [{"told": told, "score": score}]
+
+    def volume(self, index: int) -> np.ndarray:
+        """What `generation` made, in HU."""
         path = _volume_path(self.label, index)
         if not path.exists():
             raise SystemExit(f"{path} is missing; the stage generation comes first")
-        return [{"found": [_seen(f) for f in self.learned.read(np.load(path).astype(np.float32))]}]
+        return np.load(path).astype(np.float32)
 
     @cached_property
     def learned(self) -> LearnedReader:
@@ -188,9 +213,21 @@ class Bench:
         raw = reduce(record(self.untrained, [tokens], [few], PER_LAYER)[0], PER_LAYER)
         extra["untrained"] = map_of(raw, tokens, mention.span, case.geometry)
         extra["mean_mask"] = self._same_text(mention)
-        region = case.organs[mention.region]
+        region, told = case.organs[mention.region], {}
+        texts = {"": (tokens, mention.span)}
+        if index // len(CORE) % 3 == 0:  # every third case of each kind: it takes as long again
+            texts[" of an absent finding"] = (swapped, span)
+        for name, (words, place) in texts.items():
+            rows = tuple(rows_of(words, place))
+            sample = Sample(case.image, case.geometry, words.text)
+            (made,), (evidence,) = supports(self.adapter, words, sample, states, [rows])
+            extra[f"support{name}"] = _at(made, case.geometry)
+            told[f"support{name}/evidence"] = float(evidence)
+            if name:
+                (made,) = differences(self.adapter, words, few, [rows])
+                extra[f"effect{name}"] = _at(made, case.geometry)
         row = self._score(mention, tokens, mention.mask, region, named, few, case.image[0], extra, case)
-        return [row]
+        return [{**row, **told}]
 
     def mentioned(self, index: int) -> tuple[Case, str, Mention | None]:
         """A case of each core kind in turn, with a composed text and the mention of that kind."""
@@ -262,7 +299,7 @@ class Bench:
         others = [w.rows for w in tokens.words if not set(w.rows) & set(own)]
         others = [others[i] for i in np.random.default_rng(len(tokens.text)).permutation(len(others))[:3]]
         changes = differences(self.adapter, tokens, states, [*((r,) for r in own), *others, tuple(own)])
-        spread = [Heatmap("", values, geometry.at(values.shape)).resize(geometry).values for values in changes]
+        spread = [_at(values, geometry) for values in changes]
         maps = {name: map_of(attribution, tokens, mention.span, geometry) for name, attribution in named.items()}
         maps["effect"], maps["effect_phrase"] = np.mean(spread[: len(own)], axis=0), spread[-1]
         told = dict(maps)  # what is ours, not a control
@@ -271,10 +308,7 @@ class Bench:
         maps["gradient"] = controls.gradient_magnitude(volume)
         maps["oracle"] = localization.native_oracle(truth, changes.shape[1:])
         for name, values in {**maps, **(extra or {})}.items():
-            row[f"{name}/auc"] = _try(localization.auc_roc, values, truth)
-            row[f"{name}/auc_region"] = _try(localization.auc_roc, values, truth, region)
-            row[f"{name}/cnr"] = _try(localization.cnr, values, truth)
-            row[f"{name}/top1"] = _try(localization.pointing_game, values, truth)
+            row |= _figures(name, values, truth, region)
         row["chance/top1"] = localization.chance_level(truth)
         for name, attribution in named.items():
             heats = [Heatmap("", attribution.maps[list(r)].mean(0), attribution.geometry) for r in others]
@@ -288,6 +322,32 @@ class Bench:
                 share = localization.mass_inside(heat, distractor) / localization.chance_level(distractor)
                 row[f"{name}/distractor_mass_ratio"] = share
         return row
+
+
+def _drawn(
+    mentions: Sequence[Mention], found: Sequence[segmenter.Found]
+) -> Iterator[tuple[Mention, np.ndarray | None]]:
+    """Each finding that a text affirms, with the mask of what is found of it on the named side, None if nothing is."""
+    for mention in mentions:
+        if not mention.negated:
+            same = [f for f in found if f.kind == mention.kind]
+            masks = [f.mask for f in same if mention.side in (None, f.side) or f.side == "bilateral"]
+            yield mention, np.logical_or.reduce(masks) if masks else None
+
+
+def _figures(name: str, values: np.ndarray, truth: np.ndarray, region: np.ndarray) -> dict[str, float | None]:
+    """A map against the truth."""
+    return {
+        f"{name}/auc": _try(localization.auc_roc, values, truth),
+        f"{name}/auc_region": _try(localization.auc_roc, values, truth, region),
+        f"{name}/cnr": _try(localization.cnr, values, truth),
+        f"{name}/top1": _try(localization.pointing_game, values, truth),
+    }
+
+
+def _at(values: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """A map of the latent's grid at full resolution."""
+    return Heatmap("", values, geometry.at(values.shape)).resize(geometry).values
 
 
 def draw_seed(split: str) -> int:
@@ -367,7 +427,8 @@ def _try(metric, *arguments) -> float | None:
 
 CONTROLS = ("region_lit", "mean_mask", "abs_from_mean", "gradient", "untrained")
 SHOWN = {"auc_region": "AUC inside the named region", "auc": "AUC", "cnr": "CNR", "top1": "Top-1"}
-MAPS = ("mean", "selected", "effect", "effect_phrase", *CONTROLS, "oracle")
+OURS = ("mean", "selected", "effect", "effect_phrase", "support")
+MAPS = (*OURS, *CONTROLS, "oracle")
 
 
 def summarize(label: str, split: str) -> None:
@@ -412,7 +473,15 @@ def summarize(label: str, split: str) -> None:
         names = [name for name in cases[0] if "/" in name]
         figures["layers"] = {name: _interval([c[name] for c in cases]) for name in names}
     scored = {"phantoms": rows.get("phantoms", [])}
-    scored["generated"] = [score for case in rows.get("generation", []) for score in case.get("scores", [])]
+    supported = {case["case"]: case for case in rows.get("support", [])}
+    scored["generated"] = [
+        {**score, **supported.get(case["case"], {}).get("score", {})}
+        for case in rows.get("generation", [])
+        for score in case.get("scores", [])
+    ]
+    figures["evidence"] = _evidence(
+        rows.get("phantoms", []), [one for c in supported.values() for one in c.get("told", [])]
+    )
     for where, cases in scored.items():
         cases = [c for c in cases if "kind" in c]
         if not cases:
@@ -450,12 +519,39 @@ def _interval(values: list[float | None]) -> dict[str, Any] | None:
 def _localization(cases: list[dict[str, Any]]) -> dict[str, Any]:
     names = sorted({key for case in cases for key in case if "/" in key})
     found: dict[str, Any] = {"n": len(cases), **{key: _interval([case.get(key) for case in cases]) for key in names}}
-    for ours in ("mean", "selected", "effect", "effect_phrase"):
+    for ours in OURS:
         for control in (*CONTROLS, f"{ours} of an absent finding"):
             pairs = [(case.get(f"{ours}/auc_region"), case.get(f"{control}/auc_region")) for case in cases]
             gains = [a - b for a, b in pairs if a is not None and b is not None]
             found[f"{ours} over {control}/auc_region"] = _interval(gains)
     return found
+
+
+def _evidence(phantoms: list[dict[str, Any]], told: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the evidence for a word tells what is there from what is not: AUC of one against the other.
+
+    On phantoms a finding that is there and another one in its place in the text; on generated volumes a finding that
+    was asked for and that the rules find, or do not.
+    """
+    key = "support of an absent finding/evidence"
+    pairs = {
+        "phantoms, there or absent": (
+            [case["support/evidence"] for case in phantoms if key in case],
+            [case[key] for case in phantoms if key in case],
+        ),
+        "generated, drawn or not": tuple([one["evidence"] for one in told if one["found"] is f] for f in (True, False)),
+    }
+    return {
+        name: {
+            "there": _interval(there),
+            "absent": _interval(absent),
+            "auc": float(
+                localization.auc_roc(np.array(there + absent), np.array([True] * len(there) + [False] * len(absent)))
+            ),
+        }
+        for name, (there, absent) in pairs.items()
+        if there and absent
+    }
 
 
 def _matches(asked: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:

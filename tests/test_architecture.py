@@ -107,9 +107,10 @@ SIBLINGS = {
     "io.run": ["io.encoding", "io.nifti", "view"],
     # studies
     "studies.inverting": ["studies.effect"],
-    "studies.grounding": ["studies.effect", "studies.honesty", "studies.inverting"],
+    "studies.support": ["studies.effect", "studies.inverting"],
+    "studies.grounding": ["studies.effect", "studies.honesty", "studies.inverting", "studies.support"],
     "studies.owing": ["studies.effect"],
-    "studies.baselines": ["studies.effect", "studies.grounding", "studies.owing"],
+    "studies.baselines": ["studies.effect", "studies.grounding", "studies.owing", "studies.support"],
     "studies.benchmark_cases": ["studies.grounding"],
     "studies.benchmark_words": ["studies.benchmark_cases"],
     "studies.benchmark_phantoms": ["studies.benchmark_cases", "studies.grounding"],
@@ -139,7 +140,7 @@ SIBLINGS = {
         "studies.weighing",
         "studies.levels",
     ],
-    "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty"],
+    "studies.explaining": ["studies.effect", "studies.grounding", "studies.honesty", "studies.support"],
     "studies.given": ["studies.benchmark", "studies.benchmark_cases", "studies.rules"],
     # front
     "serve.ohif": ["serve.dicomweb", "serve.guard"],

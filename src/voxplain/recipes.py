@@ -51,6 +51,13 @@ RECIPES = {
             needs_attention=False,
         ),
         Recipe(
+            "support",
+            "ours, after Kong et al., ICLR 2024",
+            "max(0, smoothed mean over noisy states of <z - z_t(c without the word), z_t(c) - z_t(c without the word)> "
+            "/ their sizes): where the word brings the clean estimate nearer to the image",
+            needs_attention=False,
+        ),
+        Recipe(
             "daam",
             "the package daam 0.2.0 (Tang et al., ACL 2023); departs from it in that the reference grid follows the "
             "run: the finest recorded one, enlarged to 64 x 64 cells where it has fewer, and that no factor is dropped",

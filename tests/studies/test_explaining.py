@@ -219,7 +219,7 @@ def test_progress_names_each_stage_and_finishes_it(adapter):
         ({"guidance_scale": -1.0}, "guidance_scale = -1"),
         ({"layers": ("nowhere.*",)}, "no layer"),
         ({"recipes": ("mean",), "phrases": ("left",)}, "recipe 'effect'"),
-        ({"recipes": ("mean",), "removed": "before"}, "about the recipe 'effect'"),
+        ({"recipes": ("mean",), "removed": "before"}, "about the recipes 'effect' and 'support'"),
     ],
 )
 def test_bad_input_is_refused_in_words(options, complaint):

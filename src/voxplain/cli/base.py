@@ -35,9 +35,10 @@ TrustCode = Annotated[bool, typer.Option("--trust-code", help="Run the expressio
 Seed = Annotated[int, typer.Option(help="Where the noise comes from.")]
 Seeds = Annotated[int, typer.Option(help="This many seeds: mean, spread and correlation between them.")]
 Recipes = Annotated[
-    list[str] | None, typer.Option("--recipe", help="Give it again for several. [default: mean, effect]")
+    list[str] | None,
+    typer.Option("--recipe", help="mean, effect, support, ...; give it again for several. [default: mean, effect]"),
 ]
-Recipe = Annotated[str, typer.Option(help="Whose maps: mean (attended to) or effect (changed).")]
+Recipe = Annotated[str, typer.Option(help="Whose maps: mean (attended to), effect (changed) or support (borne out).")]
 Scale = Annotated[
     Literal["raw", "words", "log_ratio"],
     typer.Option("--scaling", help="Of attention; words: shares among the words; log_ratio: to the uniform level."),

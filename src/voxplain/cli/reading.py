@@ -266,6 +266,7 @@ def word_lines(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             "peak (mm)": " ".join(f"{value:.0f}" for value in facts["peak"] or ()),
             "distinct": short(facts["distinctness"]),
             "null": short(null),
+            "evidence": short(facts["evidence"]),
             "sure": {True: "yes", False: "NO"}.get(facts["distinguishable"], ""),
             "seen": "" if number or not row["unknown"] else "never",
             **{title: "" if number else text for title, text in common.items()},

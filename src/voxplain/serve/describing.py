@@ -189,7 +189,9 @@ def _recipe(explanation: Explanation, name: str) -> dict[str, Any]:
 def _unit(attribution: Attribution) -> str:
     """What the values of a map are, for its legend."""
     recipe, statistic = attribution.recipe, attribution.provenance.get("statistic")
-    if not recipe.needs_attention:
+    if recipe.name == "support":
+        unit = "how far the image bears out the change; the mean, negative parts included, is a cosine"
+    elif not recipe.needs_attention:
         unit = "change, as a part of the prediction's size"
     elif recipe.formula in SUMS:
         unit = "attention added up over steps, no probability"

@@ -22,6 +22,7 @@ from voxplain.resampling import resample_to
 from voxplain.studies import grounding
 from voxplain.studies.effect import KEPT, differences, removal
 from voxplain.studies.owing import LIMIT, METHODS, Facts, Maps, Owed
+from voxplain.studies.support import supports
 from voxplain.tokens import TokenizedPrompt
 
 CHANGING = ("occlusion", "integrated_gradients")  # methods that take the image out of its states
@@ -119,12 +120,12 @@ def measure(
 ) -> Measured:
     """The maps of words by a method of `METHODS`, a control of `CONTROLS`, or any recipe that `ground` reads.
 
-    Methods look at `kept` of the states, evenly spaced, as the effect does; what it took to make the states is in the
-    price of each map. `spans` are the rows of the words and phrases that are asked for (default: every word): where a
-    method takes text away, each is taken away as a whole, and of other words there is nothing (zero). `seen` are states
-    that were made before; without it they are made by `profile` and `seed`, and by `steps` and `used` among the
-    options. `region` is what "region" lights up, in the sample's frame. Other options are those of the method
-    (`points`, `blocks`, `layers`, `limit`).
+    Methods look at `kept` of the states, evenly spaced, as the effect does ("support" at all of them); what it took to
+    make the states is in the price of each map. `spans` are the rows of the words and phrases that are asked for
+    (default: every word): where a method takes text away, each is taken away as a whole, and of other words there is
+    nothing (zero). `seen` are states that were made before; without it they are made by `profile` and `seed`, and by
+    `steps` and `used` among the options. `region` is what "region" lights up, in the sample's frame. Other options are
+    those of the method (`points`, `blocks`, `layers`, `limit`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
     image under a profile that does not read it; ImportError where Captum is missing.
@@ -161,6 +162,8 @@ def check(method: str, profile: str = "renoise") -> None:
         raise ValueError(f"unknown profile {profile!r}; there are {', '.join(grounding.PROFILES)}")
     if profile == "generate" and method in CHANGING:
         raise ValueError(f"{method} changes the given image, which the profile 'generate' does not read")
+    if method in recipes.RECIPES:
+        grounding.check_read(profile, method)
 
 
 @contextmanager
@@ -213,8 +216,12 @@ def _by_recipe(
     if recipe.needs_attention:
         (made,) = grounding.read(adapter, [prompt], [seen.states], recipe, **options)
         return grounding.framed(made, sample, seen.facts)
-    few, how = grounding.thinned(seen.states, kept), removal(adapter, prompt)
-    maps = differences(adapter, prompt, few, _asked(prompt, spans), how=how, **options)
+    how, asked = removal(adapter, prompt), _asked(prompt, spans)
+    few = seen.states if recipe.name == "support" else grounding.thinned(seen.states, kept)
+    if recipe.name == "support":
+        maps, _ = supports(adapter, prompt, sample, few, asked, how=how, **options)
+    else:
+        maps = differences(adapter, prompt, few, asked, how=how, **options)
     facts = {**seen.facts, "removed": how, "timesteps": list(few.timesteps)}
     return _attributed(adapter, sample, prompt, recipe, maps, facts, spans)
 

@@ -6,10 +6,10 @@
 value of 0.1 says: without the word the prediction at this cell would move by a tenth of its typical size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voxplain import recipes
 from voxplain.adapters.base import Adapter, Run, Step, without
-from voxplain.maps import Attribution, Explanation, Heatmap, Sample, Trajectory
+from voxplain.maps import Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
 from voxplain.tokens import TokenizedPrompt
 
 KEPT = 8  # states of a generation that the effect is averaged over
@@ -85,32 +85,47 @@ def differences(
     mixed into them; "before" encodes the prompt anew without their characters; None asks `removal`. At each state,
     contexts of equal length run in one batch of at most `limit` rows. Costs (removals + 1) rows of the network a state.
     """
+    mean: Tensor | float = 0.0
+    for _, level, full, others in passes(adapter, prompt, states, removals, how=how, limit=limit, progress=progress):
+        size = full.norm(dim=0).square().mean().sqrt()
+        if not size > 0:  # NaN fails this too
+            raise ValueError(f"the prediction at timestep {level:g} has size {size:g}: nothing to be relative to")
+        changes = (others - full).norm(dim=1) / size
+        mean = mean + changes.where(changes > ROUNDING, 0.0) / len(states.timesteps)  # [removals, *grid]
+    assert isinstance(mean, Tensor)
+    return mean.cpu().numpy()
+
+
+def passes(
+    adapter: Adapter,
+    prompt: TokenizedPrompt,
+    states: Trajectory,
+    removals: Sequence[tuple[int, ...]],
+    *,
+    how: How | None = None,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, float, Tensor, Tensor]]:
+    """At each state: the latent `[1, channels, *grid]`, its noise level, the prediction with the whole prompt
+    `[channels, *grid]` and that without each set of rows `[removals, channels, *grid]`; options as in `differences`.
+    """
     how = how or removal(adapter, prompt)
     with torch.no_grad():
         whole = adapter.encode_prompt(prompt)
         contexts = [whole, *(adapter.remove(prompt, rows, how) for rows in removals)]
-        batches = batched([context.shape[1] for context in contexts], limit)
-        mean: Tensor | float = 0.0
-        for number, (values, level) in enumerate(zip(states.latents, states.timesteps, strict=True)):
-            latent = torch.tensor(values, device=whole.device, dtype=whole.dtype)[None]  # [1, channels, *grid]
-            predictions: dict[int, Tensor] = {}
-            for batch in batches:
-                rows = latent.expand(len(batch), *latent.shape[1:])
+    batches = batched([context.shape[1] for context in contexts], limit)
+    for number, (values, level) in enumerate(zip(states.latents, states.timesteps, strict=True)):
+        latent = torch.tensor(values, device=whole.device, dtype=whole.dtype)[None]
+        predictions: dict[int, Tensor] = {}
+        for batch in batches:
+            rows = latent.expand(len(batch), *latent.shape[1:])
+            with torch.no_grad():
                 context = torch.cat([contexts[index] for index in batch])
-                made = adapter.predict(rows, level, context, rows=[(0, PROBE)] * len(batch))
-                predictions.update(zip(batch, made.float(), strict=True))
-            full = predictions.pop(0)  # [channels, *grid]
-            size = full.norm(dim=0).square().mean().sqrt()
-            if not size > 0:  # NaN fails this too
-                raise ValueError(f"the prediction at timestep {level:g} has size {size:g}: nothing to be relative to")
-            changes = torch.stack(
-                [(predictions[index + 1] - full).norm(dim=0) / size for index in range(len(removals))]
-            )
-            mean = mean + changes.where(changes > ROUNDING, 0.0) / len(states.timesteps)  # [removals, *grid]
-            if progress:
-                progress(number + 1, len(states.timesteps))
-    assert isinstance(mean, Tensor)
-    return mean.cpu().numpy()
+                made = adapter.predict(rows, level, context, rows=[(0, PROBE)] * len(batch)).float()
+            predictions.update(zip(batch, made, strict=True))
+        yield latent, level, predictions[0], torch.stack([predictions[1 + index] for index in range(len(removals))])
+        if progress:
+            progress(number + 1, len(states.timesteps))
 
 
 def measure_words(
@@ -123,23 +138,43 @@ def measure_words(
     progress: Progress | None = None,
 ) -> Attribution:
     """The effect of every word of the prompt: each of its pieces carries the word's map, all other rows are zero."""
-    words, how = prompt.words, how or removal(adapter, prompt)
-    if not words:
+    how = how or removal(adapter, prompt)
+    rows = rows_of_words(prompt)
+    changes = differences(adapter, prompt, states, rows, how=how, limit=limit, progress=progress)
+    return by_word(adapter, prompt, recipes.get("effect"), changes, {"removed": how, **origin(states)})
+
+
+def rows_of_words(prompt: TokenizedPrompt) -> list[tuple[int, ...]]:
+    """The rows of each word; ValueError for a prompt that has none."""
+    if not prompt.words:
         raise ValueError(f"the prompt {prompt.text!r} has no word whose effect could be measured")
-    changes = differences(
-        adapter, prompt, states, [word.rows for word in words], how=how, limit=limit, progress=progress
-    )
+    return [word.rows for word in prompt.words]
+
+
+def origin(states: Trajectory) -> dict[str, Any]:
+    """What is remembered of states that a map was measured at."""
+    return {"steps": list(states.steps), "timesteps": list(states.timesteps)}
+
+
+def by_word(
+    adapter: Adapter,
+    prompt: TokenizedPrompt,
+    recipe: Recipe,
+    changes: Float[np.ndarray, "words *grid"],
+    provenance: Mapping[str, Any],
+) -> Attribution:
+    """An attribution of one map a word: each of its pieces carries the word's map, all other rows are zero."""
     maps = np.zeros((len(prompt.kept), *changes.shape[1:]), np.float32)
-    for word, change in zip(words, changes, strict=True):
+    for word, change in zip(prompt.words, changes, strict=True):
         maps[list(word.rows)] = change
     return Attribution(
         maps=maps,
         padding=np.zeros(changes.shape[1:], np.float32),
         prompt=prompt,
         geometry=adapter.geometry.at(changes.shape[1:]),
-        recipe=recipes.get("effect"),
+        recipe=recipe,
         image_geometry=adapter.geometry,
-        provenance={"removed": how, "steps": list(states.steps), "timesteps": list(states.timesteps)},
+        provenance=provenance,
     )
 
 

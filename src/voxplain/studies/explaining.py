@@ -13,7 +13,7 @@ from voxplain import recipes as known
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.maps import AttentionMaps, Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
-from voxplain.studies import effect, grounding, honesty
+from voxplain.studies import effect, grounding, honesty, support
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
 
@@ -67,8 +67,8 @@ def explain(
     effect is measured as a whole at once (others are measured when `Explanation.word` asks for them). `layers` are
     module paths or patterns, by default those of the recipe. With `parts` the steps are cut into that many, and beside
     each attention recipe stand the maps of each, "<recipe> part 1 of 4" and so on; with `per_layer` those of every
-    layer alone, on its own grid, "<recipe> layer <module path>". `removed` says where the effect takes a word out:
-    "after" the text encoder or "before" it (default: `effect.removal`). With `seeds` > 1 the next seeds are
+    layer alone, on its own grid, "<recipe> layer <module path>". `removed` says where effect and support take a word
+    out: "after" the text encoder or "before" it (default: `effect.removal`). With `seeds` > 1 the next seeds are
     generated too: beside each recipe stand "<recipe> over seeds" (mean) and "<recipe> spread over seeds" (standard
     deviation), and `honesty` says how the words' maps correlate between seeds; everything else is that of the first.
     `progress` is called with (stage, done, total). `provenance` holds timings (s) and warnings: words that training
@@ -116,6 +116,8 @@ def explain_image(
     grounding.check_repeats(profile, seeds)
     adapter = as_adapter(model)
     chosen = tuple(grounding.resolved(adapter, recipe) for recipe in recipes)
+    for recipe in chosen:
+        grounding.check_read(profile, recipe)
     tokens = _checked(adapter, text, chosen, seeds, removed)
     job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress, removed=removed)
     facts = {"model": adapter.name, "weights": adapter.weights_hash, "unknown_words": adapter.unknown_words(text)}
@@ -158,8 +160,8 @@ def _checked(
     names = [recipe.name for recipe in recipes]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"recipes = {names}; give one or more, each once, of {', '.join(known.RECIPES)}")
-    if removed is not None and "effect" not in names:
-        raise ValueError(f"removed = {removed!r} is about the recipe 'effect'; add it to `recipes`")
+    if removed is not None and not {"effect", "support"} & set(names):
+        raise ValueError(f"removed = {removed!r} is about the recipes 'effect' and 'support'; add one to `recipes`")
     if seeds < 1:
         raise ValueError(f"seeds = {seeds}; give 1 or more")
     if not prompt.strip():
@@ -172,7 +174,24 @@ def _checked(
     return tokens
 
 
-_Made = tuple[Sample, Trajectory, dict[str, Attribution]]  # of one seed
+_Made = tuple[Sample, Trajectory, dict[str, Attribution], Trajectory]
+"""Of one seed: the sample, the states that are kept, the attributions, and the states that `support` is read at."""
+
+
+def _owed(
+    job: _Job,
+    recipe: Recipe,
+    tokens: TokenizedPrompt,
+    sample: Sample,
+    states: tuple[Trajectory, Trajectory],
+    report: Callable[[int, int], None] | None,
+) -> Attribution:
+    """A recipe that takes words away: the effect at the kept `states`, or the support at the noisy ones."""
+    kept, noisy = states
+    options: dict[str, Any] = {"how": job.removed, "progress": report}
+    if recipe.name == "support":
+        return support.support_words(job.adapter, tokens, sample, noisy, **options)
+    return effect.measure_words(job.adapter, tokens, kept, **options)
 
 
 def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Made:
@@ -197,6 +216,8 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
         )
     assert isinstance(sample, Sample)
     (states,) = kept()
+    supported = "support" in (recipe.name for recipe in job.recipes)
+    noisy = grounding.renoise(job.adapter, sample, seed=seed) if supported else states
     made = {}
     for recipe in job.recipes:
         with job.stage(recipe.name) as report:
@@ -206,15 +227,9 @@ def _generate(job: _Job, prompt: str, tokens: TokenizedPrompt, seed: int) -> _Ma
                 alone = _layers(maps, whole) if job.per_layer else {}
                 found = {recipe.name: whole, **_parts(maps, recipe, job.parts or 0), **alone}
             else:
-                found = {recipe.name: _owed(job, tokens, states, report)}
+                found = {recipe.name: _owed(job, recipe, tokens, sample, (states, noisy), report)}
         made |= {name: replace(one, provenance={**one.provenance, "seed": seed}) for name, one in found.items()}
-    return sample, states, made
-
-
-def _owed(
-    job: _Job, tokens: TokenizedPrompt, states: Trajectory, report: Callable[[int, int], None] | None
-) -> Attribution:
-    return effect.measure_words(job.adapter, tokens, states, how=job.removed, progress=report)
+    return sample, states, made, noisy
 
 
 def _parts(maps: AttentionMaps, recipe: Recipe, parts: int) -> dict[str, Attribution]:
@@ -252,18 +267,18 @@ def _ground(job: _Job, sample: Sample, tokens: TokenizedPrompt, profile: str, se
                 options = {"layers": job.layers, "progress": report}
                 (one,) = grounding.read(job.adapter, [tokens], [states], recipe, **options)
             else:
-                one = _owed(job, tokens, grounding.thinned(states), report)
+                one = _owed(job, recipe, tokens, sample, (grounding.thinned(states), states), report)
         made[recipe.name] = grounding.framed(one, sample, facts)
     read = replace(sample, provenance={**sample.provenance, **facts})
-    return read, grounding.thinned(states), made
+    return read, grounding.thinned(states), made, states
 
 
 def _explanation(
     job: _Job, tokens: TokenizedPrompt, spans: Mapping[tuple[int, ...], str], runs: Sequence[_Made], seed: int
 ) -> Explanation:
     """What the runs of all seeds come to: controls, phrases, honesty and provenance; the first seed leads."""
-    sample, states, attributions = runs[0]
-    attributions = _controlled(job, tokens, states, attributions)
+    sample, states, attributions, noisy = runs[0]
+    attributions = _controlled(job, tokens, sample, (states, noisy), attributions)
     if spans:
         with job.stage("phrases") as report:
             maps = effect.differences(job.adapter, tokens, states, list(spans), how=job.removed, progress=report)
@@ -272,7 +287,7 @@ def _explanation(
     judged = honesty.judge(attributions)
     attributions = {**runs[0][2], **attributions}
     if len(runs) > 1:
-        _compare_seeds([made for _, _, made in runs], attributions, judged)
+        _compare_seeds([made for _, _, made, _ in runs], attributions, judged)
     provenance = {
         **sample.provenance,
         "recipes": [recipe.name for recipe in job.recipes],
@@ -286,20 +301,28 @@ def _explanation(
 
 
 def _controlled(
-    job: _Job, tokens: TokenizedPrompt, states: Trajectory, attributions: Mapping[str, Attribution]
+    job: _Job,
+    tokens: TokenizedPrompt,
+    sample: Sample,
+    states: tuple[Trajectory, Trajectory],
+    attributions: Mapping[str, Attribution],
 ) -> dict[str, Attribution]:
-    """The attributions with the maps of two null words as controls, read at the kept states."""
+    """The attributions with the maps of two null words as controls, read at the kept states, or at the noisy ones."""
+    kept, noisy = states
     longer = honesty.with_null_words(tokens, job.adapter.tokenize)
     nulls, made = longer.words[-2:], {}
     with job.stage("null words"):
         for recipe in job.recipes:
             maps: Sequence[np.ndarray]
             if recipe.needs_attention:
-                (read,) = grounding.attend(job.adapter, [longer], [states], recipe, layers=job.layers)
+                (read,) = grounding.attend(job.adapter, [longer], [kept], recipe, layers=job.layers)
                 maps = [read.maps[list(word.rows)].mean(0) for word in nulls]
+            elif recipe.name == "support":
+                rows = [word.rows for word in nulls]
+                maps = list(support.supports(job.adapter, longer, sample, noisy, rows, how=job.removed)[0])
             else:
                 rows = [word.rows for word in nulls]
-                maps = list(effect.differences(job.adapter, longer, states, rows, how=job.removed))
+                maps = list(effect.differences(job.adapter, longer, kept, rows, how=job.removed))
             controls = {word.text: values for word, values in zip(nulls, maps, strict=True)}
             made[recipe.name] = replace(attributions[recipe.name], controls=controls)
     return made

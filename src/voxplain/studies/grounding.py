@@ -29,6 +29,7 @@ from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
 from voxplain.studies.effect import KEPT, batched, keeping, kept_steps, measure_words
 from voxplain.studies.honesty import spread
 from voxplain.studies.inverting import invert
+from voxplain.studies.support import support_words
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached, choose_layers
 
@@ -155,16 +156,25 @@ def read(
     states: Sequence[Trajectory],
     recipe: str | Recipe = "mean",
     *,
+    samples: Sequence[Sample] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Attribution]:
-    """Any recipe at given states: attention at all of them (`options` of `record`), the effect at 8, evenly spaced."""
+    """Any recipe at given states: attention at all of them (`options` of `record`), the effect at 8, evenly spaced.
+
+    `support` compares all of them with the `samples` that they are noisy states of.
+    """
     recipe = recipes.get(recipe)
     if recipe.needs_attention:
         return attend(adapter, prompts, states, recipe, progress=progress, **options)
+    if recipe.name == "support" and len(samples) != len(prompts):
+        raise ValueError(f"support is measured against the image; give the sample of each of {len(prompts)} prompts")
     made = []
-    for prompt, trajectory in zip(prompts, states, strict=True):
-        made.append(measure_words(adapter, prompt, thinned(trajectory)))
+    for number, (prompt, trajectory) in enumerate(zip(prompts, states, strict=True)):
+        if recipe.name == "support":
+            made.append(support_words(adapter, prompt, samples[number], trajectory))
+        else:
+            made.append(measure_words(adapter, prompt, thinned(trajectory)))
         if progress:
             progress(len(made), len(prompts))
     return made
@@ -183,7 +193,8 @@ def ground(
     layers: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Attribution:
-    """Where each word of a text is attended to in a given image, or, by recipe "effect", where the prediction owes it.
+    """Where each word of a text is attended to in a given image, or, by recipe "effect", where the prediction owes it,
+    or, by "support", where the image bears it out.
 
     The sample must have the shape that the model makes; `fitted` brings another image to it. The maps lie in the
     sample's frame. `seed` draws the noise of "renoise" and "generate"; "invert" draws nothing, and its round trip is in
@@ -209,13 +220,15 @@ def ground_all(
 ) -> list[Attribution]:
     """As `ground`, for many images with a text each; image i is noised from seed + i, `limit` of them share a batch."""
     adapter = as_adapter(model)
+    check_read(profile, recipe)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("the text is empty; give the words to look for")
     tokenized = [adapter.tokenize(prompt) for prompt in prompts]
     numbered = enumerate(zip(samples, tokenized, strict=True), start=seed)
     found = [states_of(adapter, *one, profile, seed=number, steps=steps, used=used) for number, one in numbered]
     states = [trajectory for trajectory, _ in found]
-    made = read(adapter, tokenized, states, recipe, layers=layers, limit=limit, progress=progress)
+    options: dict[str, Any] = {"layers": layers, "limit": limit, "progress": progress}
+    made = read(adapter, tokenized, states, recipe, samples=samples, **options)
     return [framed(one, sample, facts) for one, sample, (_, facts) in zip(made, samples, found, strict=True)]
 
 
@@ -247,6 +260,12 @@ def ground_repeated(
     check_repeats(profile, seeds)
     numbers = range(seed, seed + seeds)
     return spread([ground(model, sample, prompt, recipe, profile=profile, seed=one, **options) for one in numbers])
+
+
+def check_read(profile: str, recipe: str | Recipe) -> None:
+    """Raise ValueError where a recipe looks at the given image and the profile does not."""
+    if profile == "generate" and recipes.get(recipe).name == "support":
+        raise ValueError("support compares words with the given image, which the profile 'generate' does not read")
 
 
 def check_repeats(profile: str, seeds: int) -> None:

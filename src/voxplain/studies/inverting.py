@@ -97,8 +97,9 @@ def prediction(adapter: Adapter) -> str:
     kind = adapter.prediction
     if kind not in PREDICTIONS:
         raise ValueError(
-            f"{adapter.name} cannot be inverted: its denoiser predicts {kind or 'nothing that it names'}, and DDIM "
-            f"needs {', '.join(PREDICTIONS)}; use the profile 'renoise'"
+            f"{adapter.name} cannot be inverted, nor tell what supports a word: its denoiser predicts "
+            f"{kind or 'nothing that it names'}, and DDIM needs {', '.join(PREDICTIONS)}; use the profile 'renoise', "
+            "and recipes other than 'support'"
         )
     return kind
 
@@ -109,8 +110,8 @@ def alpha_bar(adapter: Adapter, latent: Float[Tensor, "batch channels *grid"], l
     signal, noise = adapter.add_noise(one, nothing, level), adapter.add_noise(nothing, one, level)
     if (signal.square() + noise.square() - 1).abs().max() > TOLERANCE:
         raise ValueError(
-            f"{adapter.name} cannot be inverted: at timestep {level:g} it mixes {float(signal.mean()):.3g} of the "
-            f"latent and {float(noise.mean()):.3g} of noise, which is no schedule of DDIM (their squares sum to one); "
-            "use the profile 'renoise'"
+            f"{adapter.name} cannot be inverted, nor tell what supports a word: at timestep {level:g} it mixes "
+            f"{float(signal.mean()):.3g} of the latent and {float(noise.mean()):.3g} of noise, which is no schedule of "
+            "DDIM (their squares sum to one); use the profile 'renoise', and recipes other than 'support'"
         )
     return signal.square().mean().clamp(max=1)

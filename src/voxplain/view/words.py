@@ -14,6 +14,7 @@ from voxplain.maps import Attribution, Explanation, Heatmap, UnmeasuredError
 from voxplain.tokens import TokenizedPrompt, label
 
 UNSURE_TEXT = "not distinguishable"
+TITLES = {"support": "borne out"}  # what recipes show that read no attention; the others, what was changed
 FIRST = ("peak", "distinctness", "null_distinctness", "nearest")  # what a row of the table has of its first recipe
 DETAIL = re.compile(r"(?P<of>.+?) (?:part (?P<part>\d+) of (?P<count>\d+)|layer (?P<layer>\S+))")
 
@@ -86,8 +87,9 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
     """The table of words, as plain values; None where something was not measured.
 
     `mass` is the word's share of the attention; `recipes` holds for each recipe the `peak` (LPS mm, x first),
-    `distinctness`, `null_distinctness` (that of a word that means nothing), `distinguishable` and `nearest` (the word
-    whose map is most like this one's, and their correlation), and the first recipe's stand beside it, but
+    `distinctness`, `null_distinctness` (that of a word that means nothing), `distinguishable`, `nearest` (the word
+    whose map is most like this one's, and their correlation) and `evidence` (-1 to 1, of recipe `support`); the first
+    recipe's stand beside it, but
     `distinguishable` there is that of all; then the agreement of the recipes and the correlation between seeds.
     `unknown` is a word that training never showed.
     """
@@ -104,6 +106,7 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
                 "null_distinctness": _number(facts.get("null_distinctness")),
                 "distinguishable": facts.get("distinguishable"),
                 "nearest": {"word": near.get("word"), "correlation": _number(near.get("correlation"))},
+                "evidence": _number(_evidence(explanation, recipe).get(view.label)),
             }
         rows.append(
             {
@@ -119,6 +122,11 @@ def word_rows(explanation: Explanation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _evidence(explanation: Explanation, recipe: str) -> Mapping[str, float]:
+    """What the image says for each word, where the recipe `support` was measured."""
+    return explanation.attributions[recipe].provenance.get("evidence", {})
 
 
 def attention_mass(explanation: Explanation) -> dict[str, float]:
@@ -158,7 +166,7 @@ def unknown_labels(explanation: Explanation) -> set[str]:
 
 def recipe_title(attribution: Attribution) -> str:
     """What a recipe shows, in a word or two."""
-    return "attended to" if attribution.recipe.needs_attention else "changed"
+    return "attended to" if attribution.recipe.needs_attention else TITLES.get(attribution.recipe.name, "changed")
 
 
 def nearest_voxel(geometry: Geometry, source: Geometry, index: Sequence[int]) -> tuple[int, ...]:
