@@ -313,18 +313,21 @@ def _controlled(
     nulls, made = longer.words[-2:], {}
     with job.stage("null words"):
         for recipe in job.recipes:
-            maps: Sequence[np.ndarray]
+            maps: Sequence[np.ndarray] | np.ndarray
+            facts: dict[str, Any] = {}
             if recipe.needs_attention:
                 (read,) = grounding.attend(job.adapter, [longer], [kept], recipe, layers=job.layers)
                 maps = [read.maps[list(word.rows)].mean(0) for word in nulls]
             elif recipe.name == "support":
                 rows = [word.rows for word in nulls]
-                maps = list(support.supports(job.adapter, longer, sample, noisy, rows, how=job.removed)[0])
+                maps, evidence = support.supports(job.adapter, longer, sample, noisy, rows, how=job.removed)
+                facts = {"null_evidence": {word.text: float(e) for word, e in zip(nulls, evidence, strict=True)}}
             else:
                 rows = [word.rows for word in nulls]
                 maps = list(effect.differences(job.adapter, longer, kept, rows, how=job.removed))
             controls = {word.text: values for word, values in zip(nulls, maps, strict=True)}
-            made[recipe.name] = replace(attributions[recipe.name], controls=controls)
+            own = attributions[recipe.name]
+            made[recipe.name] = replace(own, controls=controls, provenance={**own.provenance, **facts})
     return made
 
 

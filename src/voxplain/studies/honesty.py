@@ -119,8 +119,9 @@ def judge(attributions: Mapping[str, Attribution]) -> dict[str, dict[str, Any]]:
 
     `recipes` holds for each recipe `mass` (share of all mass; None on a logarithmic scale), `distinctness`, `nearest`
     (another word, and the correlation with its map), `null_distinctness` (the null words' highest) and
-    `distinguishable` (None without null words). Beside it stand the first recipe's mass, distinctness and nearest,
-    `distinguishable` (in every recipe), and, where "mean" and "effect" are both there, their `agreement`.
+    `distinguishable` (None without null words): more distinct than they are, or, where `support` measured evidence,
+    with more of it than the null words have for or against them. Beside it stand the first recipe's mass, distinctness
+    and nearest, `distinguishable` (in every recipe), and, where "mean" and "effect" are both there, their `agreement`.
     """
     entries: dict[str, dict[str, Any]] = {}
     for recipe, attribution in attributions.items():
@@ -130,6 +131,8 @@ def judge(attributions: Mapping[str, Attribution]) -> dict[str, dict[str, Any]]:
         for word, facts, near in zip(attribution.prompt.words, own, nearest(attribution), strict=True):
             known = {"mass": shares.get(label(word)), **facts, "nearest": near}
             verdict = None if floor is None else (facts["distinctness"] or 0.0) > floor
+            if nothing := attribution.provenance.get("null_evidence"):
+                verdict = attribution.provenance["evidence"][label(word)] > max(map(abs, nothing.values()))
             entry = entries.setdefault(label(word), {**known, "distinguishable": None, "recipes": {}})
             entry["recipes"][recipe] = {**known, "null_distinctness": floor, "distinguishable": verdict}
     for entry in entries.values():
