@@ -65,7 +65,7 @@ class Bench:
         path = RUNS / f"{name}-{self.label}.jsonl"
         done = {json.loads(line)["case"] for line in path.read_text().splitlines()} if path.exists() else set()
         part, parts = map(int, self.options.part.split("/"))
-        begun, left = time.monotonic(), [i for i in range(part, count, parts) if i not in done]
+        begun, left = time.monotonic(), [i for i in range(self.options.first + part, count, parts) if i not in done]
         for number, index in enumerate(left, start=1):
             rows = measure(index) or [{}]
             with path.open("a") as file:
@@ -431,20 +431,40 @@ OURS = ("mean", "selected", "effect", "effect_phrase", "support")
 MAPS = (*OURS, *CONTROLS, "oracle")
 
 
+KEPT: dict[str, tuple[str, Callable[[Any], int]]] = {  # figures of stages of their own: which, and of how many cases
+    "autoencoder": ("autoencoder", lambda found: found["cases"]),
+    "generation_guidance_1": ("guidance_1", lambda found: found["prompts"]),
+    "twins": ("twins", lambda found: found["denied_absent"]["n"]),
+}
+
+
+def _earlier(label: str) -> dict[str, Any]:
+    """The figures that are there, if they are of these weights and this split."""
+    path = RESULTS / "thorax.json"
+    figures = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    return figures if figures.get("weights_and_split") == label else {}
+
+
 def summarize(label: str, split: str) -> None:
     """All stages measured so far with these weights on this split, as bench/results/thorax.json.
 
     The command that is written beside them measures all of it anew, in however many processes it was measured here.
+    Stages with no rows stay as they were measured before, where that was with the same weights.
     """
     rows = {path.name.removesuffix(f"-{label}.jsonl"): _rows(path) for path in RUNS.glob(f"*-{label}.jsonl")}
     if not rows:
         raise SystemExit(f"nothing was measured of {label} yet; name the stages before summary")
     counts: dict[int, list[str]] = {}
+    figures: dict[str, Any] = {"weights_and_split": label}
     for stage, cases in sorted(rows.items()):
         counts.setdefault(len({case["case"] for case in cases}), []).append(stage)
+    earlier = _earlier(label)
+    for name, (stage, count) in KEPT.items():
+        if name in earlier and stage not in rows:
+            figures = {**figures, name: earlier[name]}
+            counts.setdefault(count(earlier[name]), []).append(stage)
     measured = [f"python bench/thorax.py {' '.join(s)} --split {split} --count {n}" for n, s in counts.items()]
     command = " && ".join([*measured[:-1], measured[-1].replace(" --split", " summary --split")])
-    figures: dict[str, Any] = {"weights_and_split": label}
     table: list[dict[str, Any]] = []
     if cases := rows.get("autoencoder"):
         before, after = ([_matches(c["truth"], c[when]) for c in cases] for when in ("before", "after"))
@@ -626,6 +646,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test", "shift"])
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="the case to begin with")
     parser.add_argument("--part", default="0/1", help="of several processes side by side: 0/2 and 1/2")
     options = parser.parse_args()
     torch.manual_seed(0)
