@@ -143,6 +143,16 @@ def test_a_word_must_be_distinguishable_in_every_recipe():
     assert judged["small"]["recipes"]["mean"]["distinguishable"] is True
 
 
+@pytest.mark.parametrize(("against", "left"), [(0.1, True), (-0.1, True), (0.3, False), (-0.3, False)])
+def test_where_evidence_was_measured_a_word_needs_more_of_it_than_null_words_have_for_or_against_them(against, left):
+    maps, (of, there) = drawn(2), drawn(2, seed=1)
+    made = attribution("left nodule", maps, {"of": of, "there": there})
+    told = {"evidence": {"left": 0.2, "nodule": -0.5}, "null_evidence": {"of": 0.01, "there": against}}
+    judged = honesty.judge({"support": replace(made, provenance=told)})
+    assert judged["left"]["distinguishable"] is left
+    assert judged["nodule"]["distinguishable"] is False  # whatever its map
+
+
 def test_masses_of_a_recipe_stand_with_the_word():
     judged = honesty.judge({"mean": attribution("left nodule", [np.full(GRID, 3.0), np.full(GRID, 1.0)])})
     assert judged["left"]["mass"] == pytest.approx(0.75)

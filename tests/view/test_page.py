@@ -230,3 +230,15 @@ def test_a_figure_of_an_absent_word_or_of_none_is_refused(explanation):
         figure(explanation, [])
     with pytest.raises(ValueError, match="no plane 'oblique'"):
         figure(explanation, ["left"], plane="oblique")
+
+
+def test_evidence_stands_in_the_table_where_it_was_measured_beside_that_of_null_words(explanation):
+    assert "Evidence" not in report(explanation)
+    words = [word["word"] for word in word_rows(explanation)]
+    told = {"evidence": dict.fromkeys(words, 0.234), "null_evidence": {"of": 0.011, "there": -0.022}}
+    own = replace(explanation.attributions["effect"], provenance=told)
+    made = replace(explanation, attributions={**explanation.attributions, "effect": own})
+    assert [word["recipes"]["effect"]["evidence"] for word in word_rows(made)] == [0.234] * len(words)
+    assert word_rows(made)[0]["recipes"]["mean"]["evidence"] is None
+    text = " ".join(Page(report(made)).text)
+    assert text.count("0.23") >= len(words) and "Null words have 0.01, -0.02, and by it a word needs more." in text

@@ -184,6 +184,8 @@ def _table(explanation: Explanation) -> str:
     axes = ", ".join("xyz"[: explanation.sample.geometry.ndim])
     head = ["Word", "Mass", *(f"Peak of {escape(recipe)}<br>({axes} mm)" for recipe in recipes)]
     head += [f"Distinctness of {escape(recipe)}<br>(null word)" for recipe in recipes]
+    weighed = [recipe for recipe in recipes if explanation.attributions[recipe].provenance.get("evidence")]
+    head += [f"Evidence<br>({escape(recipe)})" for recipe in weighed]
     head += [f"Map of {escape(recipe)}<br>most like that of" for recipe in recipes]
     head += ["Rank correlation of recipes", "Overlap of their top 10%"] + ["Correlation of seeds"] * seeds + ["Verdict"]
     rows = []
@@ -193,6 +195,7 @@ def _table(explanation: Explanation) -> str:
         cells = [escape(row["word"]), markup.percent(row["mass"])]
         cells += [", ".join(f"{x:.0f}" for x in facts["peak"] or ()) for facts in each]
         cells += [f"{markup.decimal(f['distinctness'])} ({markup.decimal(f['null_distinctness'])})" for f in each]
+        cells += [markup.decimal(row["recipes"][recipe]["evidence"]) for recipe in weighed]
         cells += [_nearest(facts["nearest"]) for facts in each]
         cells += [markup.decimal(row["rank_correlation"]), markup.percent(row["top10_overlap"])]
         cells += [markup.decimal(row["seed_correlation"])] * seeds + [verdict]
@@ -200,9 +203,27 @@ def _table(explanation: Explanation) -> str:
     return (
         f"<h2>How far to believe each word</h2>{markup.table(head, rows)}<p class='soft'>{_special(explanation)}"
         "Distinctness is 1 minus the mean correlation with the maps of two null words, which mean nothing here; in "
-        f"brackets that of a null word. A word that does not exceed it is {UNSURE_TEXT}. Words of one phrase may well "
-        "share a map: the word with the most similar one is named, with the correlation. Peaks are in LPS millimeters: "
-        "x to the patient's left, y to posterior (downwards in a radiograph), z to superior.</p>"
+        f"brackets that of a null word. A word that does not exceed it is {UNSURE_TEXT}. "
+        f"{_weighing(explanation, weighed)}"
+        "Words of one phrase may well share a map: the word with the most similar one is named, with the correlation. "
+        "Peaks are in LPS millimeters: x to the patient's left, y to posterior (downwards in a radiograph), z to "
+        "superior.</p>"
+    )
+
+
+def _weighing(explanation: Explanation, recipes: Sequence[str]) -> str:
+    """What evidence is, where it was measured, and what words have that mean nothing."""
+    nothing = [
+        value
+        for recipe in recipes
+        for value in explanation.attributions[recipe].provenance.get("null_evidence", {}).values()
+    ]
+    if not recipes:
+        return ""
+    bar = f" Null words have {', '.join(map(markup.decimal, nothing))}, and by it a word needs more." if nothing else ""
+    return (
+        "Evidence is the cosine (-1 to 1) between what a word changes and what the prediction lacks of this image "
+        f"without it.{bar} "
     )
 
 
