@@ -1,4 +1,4 @@
-"""The model that ships: it loads, generates and is explained, in a few steps."""
+"""The models that ship: they load, generate and are explained, in a few steps."""
 
 import json
 
@@ -12,6 +12,7 @@ from voxplain.datasets.phantom.impressions import all_words
 from voxplain.models.thorax.weights import SHIPPED
 
 pytestmark = pytest.mark.weights
+FLAT = ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
 PROMPT = "Large left pleural effusion. Severe consolidation in the right upper lobe."
 
 
@@ -58,13 +59,23 @@ def test_the_text_changes_the_prediction_beyond_rounding(model):
     assert (first - second).norm() / first.norm() > 0.01
 
 
-def test_the_files_fit_their_budget_and_the_card_is_there():
-    folder = SHIPPED / "thorax"
+@pytest.mark.parametrize(("name", "budget"), [("thorax", 40_000_000), *((name, 10 * 2**20) for name in FLAT)])
+def test_the_files_fit_their_budget_and_the_card_is_there(name, budget):
+    folder = SHIPPED / name
     shards = sorted(folder.glob("*.safetensors"))
     assert shards
     assert all(path.stat().st_size <= 12_000_000 for path in shards)
-    assert sum(path.stat().st_size for path in shards) <= 40_000_000
+    assert sum(path.stat().st_size for path in shards) <= budget
     card = (folder / "MODEL_CARD.md").read_text()
     assert "not for diagnosis" in card
-    assert "voxplain train thorax" in card
-    assert json.loads((folder / "config.json").read_text())["config"]["name"] == "thorax"
+    assert f"voxplain train {name.partition('-seed')[0]}" in card
+    assert json.loads((folder / "config.json").read_text())["config"]["name"] == name.partition("-seed")[0]
+
+
+def test_the_three_flat_models_are_three_trainings_of_one_recipe():
+    models = [voxplain.load(name) for name in FLAT]
+    assert len({model.weights_hash for model in models}) == 3
+    assert all(model.config["words_removed"] == "before" for model in models)
+    images = [model.generate("Large left pleural effusion.", seed=0, steps=2).image for model in models]
+    assert {image.shape for image in images} == {(1, 96, 96)}
+    assert not np.array_equal(images[0], images[1]) and not np.array_equal(images[1], images[2])

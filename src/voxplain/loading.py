@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-NAMES = ("thorax", "thorax-2d")
+NAMES = ("thorax", "thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
 DTYPES = ("float32", "float16", "bfloat16")
 MEDSYN = "medsyn:"
 KINDS = (

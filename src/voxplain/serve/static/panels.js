@@ -121,7 +121,7 @@
     ["S", "solo: only the last word; again: back"],
     ["H, or hold space", "hide all maps, or peek under them"],
     ["Esc", "take a region away, else all maps"],
-    ["E", "attended to / changed"],
+    ["E", "attended to / changed / borne out, as measured"],
     ["B", "both side by side"],
     ["O", "outlines only"],
     ["1 2 3", "lung, soft tissue, bone"],
