@@ -174,7 +174,11 @@ def summarize(bench: Bench) -> None:
                 "found": float(np.mean([one["found"] for one in figures])),
             }
         )
-    command = "python bench/contributions.py parts guidance summary " + f"--split {bench.options.split}"
+    ran = {stage: len(_rows(bench, stage)) for stage in ("parts", "guidance")}
+    counts = [
+        f"python bench/contributions.py {s} --split {bench.options.split} --count {n}" for s, n in ran.items() if n
+    ]
+    command = " && ".join([*counts, f"python bench/contributions.py summary --split {bench.options.split}"])
     facts = {"weights": bench.model.weights_hash, "states": STATES, "bands": BANDS}
     print(write(f"contributions_{bench.options.split}", command, facts, table))
 

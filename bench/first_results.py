@@ -4,7 +4,7 @@
     python bench/first_results.py phantoms                       # 1,000 test phantoms, 200 for what is costly
     python bench/first_results.py generated                      # 300 generated volumes, truth by the rule segmenter
     python bench/first_results.py shift                          # anatomy out of the range of training
-    VOXPLAIN_SHARED=... python bench/first_results.py real       # the open CT volumes and chest films
+    python bench/first_results.py real       # the open CT volumes and chest films (VOXPLAIN_SHARED, default ../shared)
     python bench/first_results.py summary                        # bench/results/first_results.json
 
 Each job is a report folder below bench/runs/first-results/ and goes on where it was stopped. What cannot be run, such
@@ -15,6 +15,7 @@ line to bench/results/test_log.jsonl: test seeds report, they never choose.
 import argparse
 import csv
 import json
+import os
 import shlex
 import sys
 import time
@@ -37,6 +38,7 @@ from voxplain.datasets.phantom.cases import SPLITS, held_out, plan_finding
 from voxplain.datasets.phantom.findings import CORE
 from voxplain.datasets.phantom.impressions import request
 from voxplain.datasets.phantom.registration import register
+from voxplain.datasets.shared import VARIABLE
 from voxplain.io.nifti import write_volume
 from voxplain.models.thorax.weights import SHIPPED
 from voxplain.runner import read_rows, run
@@ -46,7 +48,7 @@ from voxplain.studies.benchmark_phantoms import Phantoms, numbered
 
 RUNS = Path(__file__).parent / "runs" / "first-results"
 VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
-CHEAP = ("mean", "selected", "effect")
+CHEAP = ("mean", "selected", "effect", "support")
 COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
 PARTS = ["phantoms", "generated", "shift", "real", "summary"]
 SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--used", type=int, default=40)
     options = parser.parse_args()
+    os.environ.setdefault(VARIABLE, str(Path(__file__).resolve().parents[2] / "shared"))
     torch.manual_seed(0)
     jobs: list[Job] = []
     count, models = options.count or 1000, tuple(options.models)
