@@ -7,7 +7,10 @@ import voxplain
 
 @pytest.mark.parametrize("name", ["lung", "torax", "no/such/folder"])
 def test_an_unknown_model_names_what_there_is(name):
-    with pytest.raises(ValueError, match=f"no model '{name}'.*give one of 'thorax', 'thorax-2d', 'thorax-2d-seed1', 'thorax-2d-seed2'; a folder"):
+    with pytest.raises(
+        ValueError,
+        match=f"no model '{name}'.*give one of 'thorax', 'thorax-2d', 'thorax-2d-seed1', 'thorax-2d-seed2'; a folder",
+    ):
         voxplain.load(name)
 
 

@@ -167,3 +167,20 @@ def test_what_does_not_go_together_is_refused(adapter):
     adapter.prediction = None
     with pytest.raises(ValueError, match="nor tell what supports a word: its denoiser predicts nothing"):
         support_words(adapter, adapter.tokenize(TEXT), sample, states)
+    adapter.generate = lambda *args, **options: pytest.fail("it was known before that this cannot be measured")
+    with pytest.raises(ValueError, match="nor tell what supports a word"):
+        voxplain.explain(adapter, TEXT, recipes=("support",))
+
+
+def test_a_schedule_that_does_not_keep_the_variance_is_refused_before_any_work(adapter):
+    adapter.add_noise = lambda latent, noise, timestep: latent + timestep * noise
+    with pytest.raises(ValueError, match="nor tell what supports a word: at timestep .* no schedule of DDIM"):
+        voxplain.explain(adapter, TEXT, recipes=("support",))
+
+
+def test_a_prediction_that_is_not_finite_is_an_error_and_no_empty_map(adapter):
+    sample = image(adapter, effusion=1.0)
+    states = grounding.renoise(adapter, sample, steps=5, used=3)
+    adapter.denoise = lambda latent, timestep, context: torch.full_like(latent, math.nan)
+    with pytest.raises(FloatingPointError, match="toy: the prediction at timestep .* is not finite"):
+        support_words(adapter, adapter.tokenize(TEXT), sample, states)

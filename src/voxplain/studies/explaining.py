@@ -171,6 +171,8 @@ def _checked(
     tokens = adapter.tokenize(prompt)
     if not tokens.words:
         raise ValueError(f"the prompt {prompt!r} holds no word that this model can read")
+    if "support" in names:
+        support.check(adapter)  # before any work
     return tokens
 
 

@@ -38,8 +38,15 @@ from voxplain.studies.effect import (
 from voxplain.studies.inverting import alpha_bar, prediction
 from voxplain.tokens import TokenizedPrompt, label
 
+STEPS = 50  # noise levels of a schedule, to look at one of them
 TINY = 1e-30  # instead of 0, where nothing was missing without the word
 SMOOTH = 1.5 / 16  # standard deviation of the Gaussian, as a share of the grid along each axis
+
+
+def check(adapter: Adapter) -> None:
+    """Raise ValueError where DDIM does not apply to the model, so that a prediction is no estimate of the image."""
+    prediction(adapter)
+    alpha_bar(adapter, torch.zeros(1, *adapter.latent_shape), adapter.timesteps(STEPS)[0])
 
 
 def supports(
@@ -56,7 +63,8 @@ def supports(
     """The map of each set of rows of the prompt, as the formula of this module has it, and the evidence for it.
 
     `states` are noisy states of the sample; options as in `effect.differences`, and the same price a state. Where a
-    removal changes nothing, both are 0. Raises ValueError where DDIM does not apply to the model (`inverting.invert`).
+    removal changes nothing, both are 0. Raises ValueError where DDIM does not apply to the model (`check`), and
+    FloatingPointError for a prediction that is not finite.
     """
     kind = prediction(adapter)
     with torch.no_grad():
@@ -69,6 +77,8 @@ def supports(
         whole, without = (estimates(noisy.expand_as(one), one, alpha, kind)[0] for one in (full[None], others))
         missing, change = clean - without, whole - without  # [removals, channels, *grid]
         products, sizes = (missing * change).sum(1), _size(missing) * _size(change)
+        if not torch.isfinite(sizes).all():
+            raise FloatingPointError(f"{adapter.name}: the prediction at timestep {level:g} is not finite")
         moved = _size(change) > ROUNDING * _size(whole)
         mean = mean + (products / sizes.clamp(min=TINY)).where(moved, 0.0) / len(states.timesteps)  # [removals, *grid]
     assert isinstance(mean, Tensor)
