@@ -451,7 +451,8 @@ def summarize(label: str, split: str) -> None:
     The command that is written beside them measures all of it anew, in however many processes it was measured here.
     Stages with no rows stay as they were measured before, where that was with the same weights.
     """
-    rows = {path.name.removesuffix(f"-{label}.jsonl"): _rows(path) for path in RUNS.glob(f"*-{label}.jsonl")}
+    found = {path.name.removesuffix(f"-{label}.jsonl"): path for path in RUNS.glob(f"*-{label}.jsonl")}
+    rows = {stage: _rows(path) for stage, path in found.items() if hasattr(Bench, stage)}  # others have their own files
     if not rows:
         raise SystemExit(f"nothing was measured of {label} yet; name the stages before summary")
     counts: dict[int, list[str]] = {}
@@ -551,27 +552,33 @@ def _evidence(phantoms: list[dict[str, Any]], told: list[dict[str, Any]]) -> dic
     """Whether the evidence for a word tells what is there from what is not: AUC of one against the other.
 
     On phantoms a finding that is there and another one in its place in the text; on generated volumes a finding that
-    was asked for and that the rules find, or do not.
+    was asked for and that the rules find, or do not. There kinds differ in both, so it is also told what is left of it
+    among pairs of the same kind.
     """
-    key = "support of an absent finding/evidence"
-    pairs = {
-        "phantoms, there or absent": (
-            [case["support/evidence"] for case in phantoms if key in case],
-            [case[key] for case in phantoms if key in case],
-        ),
-        "generated, drawn or not": tuple([one["evidence"] for one in told if one["found"] is f] for f in (True, False)),
-    }
-    return {
-        name: {
-            "there": _interval(there),
-            "absent": _interval(absent),
-            "auc": float(
-                localization.auc_roc(np.array(there + absent), np.array([True] * len(there) + [False] * len(absent)))
-            ),
+    key, found = "support of an absent finding/evidence", {}
+    both = [case for case in phantoms if key in case]
+    if both:
+        there, absent = ([case[name] for case in both] for name in ("support/evidence", key))
+        found["phantoms, there or absent"] = _apart(there, absent)
+    drawn, missed = ([one for one in told if one["found"] is wanted] for wanted in (True, False))
+    if drawn and missed:
+        kinds = [
+            [[one["evidence"] for one in some if one["kind"] == kind] for some in (drawn, missed)] for kind in KINDS
+        ]
+        pairs = [(a > b) + 0.5 * (a == b) for some, others in kinds for a in some for b in others]
+        whole = _apart(*([one["evidence"] for one in some] for some in (drawn, missed)))
+        found["generated, drawn or not"] = {
+            **whole,
+            "auc_of_pairs_of_one_kind": float(np.mean(pairs)),
+            "pairs": len(pairs),
         }
-        for name, (there, absent) in pairs.items()
-        if there and absent
-    }
+    return found
+
+
+def _apart(there: list[float], absent: list[float]) -> dict[str, Any]:
+    truth = np.array([True] * len(there) + [False] * len(absent))
+    auc = float(localization.auc_roc(np.array(there + absent), truth))
+    return {"there": _interval(list(there)), "absent": _interval(list(absent)), "auc": auc}
 
 
 def _matches(asked: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[tuple[str, bool]]:
