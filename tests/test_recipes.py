@@ -152,7 +152,8 @@ def test_only_raw_attention_can_be_scaled():
 
 def test_every_recipe_names_its_formula_and_its_source():
     daam = {"daam", "daam_compatible", "daam_paper", "chest_distillation"}
-    assert set(recipes.RECIPES) == {"mean", "selected", "effect", *daam}
+    assert set(recipes.RECIPES) == {"mean", "selected", "effect", "support", *daam}
     for name, recipe in recipes.RECIPES.items():
         assert recipe.name == name and recipe.formula and recipe.source
     assert recipes.get("effect").source == recipes.get("selected").source == "ours"
+    assert recipes.get("support").source.startswith("ours, after ")
