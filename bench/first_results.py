@@ -221,7 +221,8 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                     columns = tables["groups"]["columns"]
                     row[line[0]] = line[columns.index(name)] if name in columns else None
             table.append(row)
-    command = " && ".join(dict.fromkeys(job["command"] for job in figures.values()))
+    own = f"python bench/{Path(__file__).name} summary"
+    command = " && ".join([*dict.fromkeys(job["command"] for job in figures.values()), own])
     return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table)
 
 

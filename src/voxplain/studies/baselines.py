@@ -217,12 +217,12 @@ def _by_recipe(
         (made,) = grounding.read(adapter, [prompt], [seen.states], recipe, **options)
         return grounding.framed(made, sample, seen.facts)
     how, asked = removal(adapter, prompt), _asked(prompt, spans)
-    few = seen.states if recipe.name == "support" else grounding.thinned(seen.states, kept)
+    states = seen.states if recipe.name == "support" else grounding.thinned(seen.states, kept)
     if recipe.name == "support":
-        maps, _ = supports(adapter, prompt, sample, few, asked, how=how, **options)
+        maps, _ = supports(adapter, prompt, sample, states, asked, how=how, **options)
     else:
-        maps = differences(adapter, prompt, few, asked, how=how, **options)
-    facts = {**seen.facts, "removed": how, "timesteps": list(few.timesteps)}
+        maps = differences(adapter, prompt, states, asked, how=how, **options)
+    facts = {**seen.facts, "removed": how, "timesteps": list(states.timesteps)}
     return _attributed(adapter, sample, prompt, recipe, maps, facts, spans)
 
 

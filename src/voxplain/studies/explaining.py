@@ -317,15 +317,14 @@ def _controlled(
         for recipe in job.recipes:
             maps: Sequence[np.ndarray] | np.ndarray
             facts: dict[str, Any] = {}
+            rows = [word.rows for word in nulls]
             if recipe.needs_attention:
                 (read,) = grounding.attend(job.adapter, [longer], [kept], recipe, layers=job.layers)
-                maps = [read.maps[list(word.rows)].mean(0) for word in nulls]
+                maps = [read.maps[list(each)].mean(0) for each in rows]
             elif recipe.name == "support":
-                rows = [word.rows for word in nulls]
                 maps, evidence = support.supports(job.adapter, longer, sample, noisy, rows, how=job.removed)
                 facts = {"null_evidence": {word.text: float(e) for word, e in zip(nulls, evidence, strict=True)}}
             else:
-                rows = [word.rows for word in nulls]
                 maps = list(effect.differences(job.adapter, longer, kept, rows, how=job.removed))
             controls = {word.text: values for word, values in zip(nulls, maps, strict=True)}
             own = attributions[recipe.name]
