@@ -1,6 +1,7 @@
 """Which layers to average so that a word's map lies where its finding is: every set of up to four, on `dev` alone.
 
     python bench/choose_layers.py --count 96
+    python bench/choose_layers.py --count 96 --model thorax-2d        # bench/results/choose_layers_thorax-2d.json
 
 The best set is the one with the highest sum of two AUCs, over the whole volume and inside the named region (each the
 mean over core findings); runners-up and all layers stand beside it. Chosen figures flatter: bench/thorax.py measures
@@ -17,10 +18,11 @@ import numpy as np
 from record import write
 from thorax import PER_LAYER, Bench, map_of, replace, rows_of
 
-from voxplain.maps import Sample
+from voxplain.maps import Mask, Sample
 from voxplain.metrics.localization import auc_roc
 from voxplain.recipes import reduce
-from voxplain.studies.grounding import record, renoise, thinned
+from voxplain.studies.benchmark_phantoms import carried
+from voxplain.studies.grounding import fitted, record, renoise, thinned
 
 MOST, VOXELS = 4, 4000  # layers in a set; voxels of a volume, or of a region, that are enough to rank sets
 Drawn = tuple[np.ndarray, np.ndarray]  # maps [layers, voxels], truth [voxels]
@@ -35,14 +37,17 @@ def read(bench: Bench, index: int) -> Case | None:
     tokens = bench.adapter.tokenize(text)
     if not rows_of(tokens, mention.span):
         return None
-    states = thinned(renoise(bench.adapter, Sample(case.image, case.geometry, text), seed=index), 16)
+    sample = fitted(Sample(case.image, case.geometry, text), bench.adapter.geometry)
+    states = thinned(renoise(bench.adapter, sample, seed=index), 16)
+    masks = (mention.mask, case.organs[mention.region])
+    truth, region = (carried(Mask("", mask, case.geometry), sample.geometry).values for mask in masks)
     maps = record(bench.adapter, [tokens], [states], PER_LAYER)[0]
     made = [reduce(maps, replace(PER_LAYER, layers=(layer,))) for layer in bench.adapter.layers]
-    heats = np.stack([map_of(one, tokens, mention.span, case.geometry).ravel() for one in made])
+    heats = np.stack([map_of(one, tokens, mention.span, sample.geometry).ravel() for one in made])
     drawn, rng = [], np.random.default_rng(index)
-    for place in (np.ones_like(mention.mask), case.organs[mention.region]):
+    for place in (np.ones_like(truth), region):
         voxels = rng.permutation(np.flatnonzero(place))[:VOXELS]
-        drawn.append((heats[:, voxels], mention.mask.ravel()[voxels]))
+        drawn.append((heats[:, voxels], truth.ravel()[voxels]))
     defined = all(truth.any() and not truth.all() for _, truth in drawn)
     return (mention.kind, *drawn) if defined else None
 
@@ -86,7 +91,9 @@ def main() -> None:
         "cases": len(cases),
         "best": [layers[i] for i in ranked[0]],
     }
-    print(write("choose_layers", f"python bench/choose_layers.py --count {options.count}", facts, table))
+    own = options.model != "thorax"
+    command = f"python bench/choose_layers.py --count {options.count}" + f" --model {options.model}" * own
+    print(write("choose_layers" + f"_{options.model}" * own, command, facts, table))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from voxplain.datasets.phantom import segmenter
 from voxplain.datasets.phantom.cases import plan_finding
 from voxplain.datasets.phantom.impressions import request
 from voxplain.datasets.phantom.registration import register
-from voxplain.maps import AttentionMaps, Heatmap, MapKey, Recipe, Sample, Trajectory
+from voxplain.maps import AttentionMaps, Heatmap, MapKey, Recipe, Sample
 from voxplain.metrics.base import Undefined
 from voxplain.metrics.localization import auc_roc
 from voxplain.metrics.statistics import bootstrap
@@ -69,8 +69,7 @@ def parts(bench: Bench, index: int) -> dict[str, Any]:
     rows = tuple(rows_of(tokens, mention.span))
     effects: dict[str, list[np.ndarray]] = defaultdict(list)
     for band, picked in enumerate(np.array_split(np.arange(STATES), BANDS)):
-        at = slice(picked[0], picked[-1] + 1)
-        some = Trajectory(states.latents[at], states.timesteps[at], states.steps[at])
+        some = states.at(picked)
         made = record(adapter, [tokens], [some], APART)[0]
         means |= {replace(key, bin=band): mean for key, mean in made.means.items()}
         counts |= {replace(key, bin=band): count for key, count in made.counts.items()}

@@ -31,6 +31,7 @@ from record import RESULTS, write
 
 import voxplain
 from voxplain.adapters import as_adapter
+from voxplain.adapters.base import Adapter
 from voxplain.datasets.base import Excluded
 from voxplain.datasets.opening import build
 from voxplain.datasets.phantom import segmenter
@@ -49,7 +50,9 @@ from voxplain.studies.benchmark_phantoms import Phantoms, numbered
 RUNS = Path(__file__).parent / "runs" / "first-results"
 VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
 CHEAP = ("mean", "selected", "effect", "support")
+READ = ("mean", "selected", "effect")  # on many cases: support, at every state, takes half as long again
 COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
+WAYS = ("renoise", "invert", "generate", "costly")
 PARTS = ["phantoms", "generated", "shift", "real", "summary"]
 SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
 CHESTS = ("lungdx_a0001", "cip_ct64", "totalseg_mediastinum")  # the last is cropped: of it, the heart alone is read
@@ -69,15 +72,18 @@ class Job:
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def way(self) -> str:
+        return "costly" if self.methods == COSTLY else self.profile
+
+    @property
     def name(self) -> str:
-        way = "costly" if self.methods == COSTLY else self.profile
         read = "".join(f"-as-{text}" for text in self.texts.values())
-        return f"{Path(self.model).name}-{self.data}-{self.split}-{way}{read}".replace(" ", "_")
+        return f"{Path(self.model).name}-{self.data}-{self.split}-{self.way}{read}".replace(" ", "_")
 
     def source(self) -> Source:
         """The cases; FileNotFoundError where the open images are not there."""
         if self.data == "phantoms":
-            return Phantoms(self.count, self.split)
+            return Drawn(self.count, self.split)
         if self.data == "generated":
             return Runs(made_runs(self.model, self.split, self.count))
         built = build(self.data)
@@ -87,13 +93,28 @@ class Job:
         return Records(built, None, self.count, labels=self.labels, texts=self.texts)
 
 
+@dataclass(frozen=True)
+class Drawn(Phantoms):
+    """Phantoms whose training masks are drawn once for all jobs."""
+
+    def masks(self, prior: Any, adapter: Adapter | None) -> Iterator[np.ndarray]:
+        axes = as_adapter(adapter).geometry.ndim
+        path = RUNS / "masks" / f"{'-'.join(prior)}-{axes}d.npz".replace(" ", "_")
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(f".{os.getpid()}.npz")
+            np.savez_compressed(beside, masks=np.stack(list(super().masks(prior, adapter))))
+            beside.rename(path)
+        yield from np.load(path)["masks"]
+
+
 def phantoms(models: tuple[str, ...], split: str, count: int, few: int) -> Iterator[Job]:
     """The default read-out on many cases; inversion, generation and the costly baselines on fewer."""
     for model in models:
-        yield Job(model, "phantoms", count, split=split)
+        yield Job(model, "phantoms", count, READ, split=split)
         if split != "shift":
-            yield Job(model, "phantoms", few, profile="invert", split=split)
-            yield Job(model, "phantoms", few, profile="generate", split=split)
+            yield Job(model, "phantoms", few, READ, profile="invert", split=split)
+            yield Job(model, "phantoms", few, READ, profile="generate", split=split)
             yield Job(model, "phantoms", few, COSTLY, split=split)
 
 
@@ -146,7 +167,7 @@ def made_run(model: Any, folder: Path, split: str, number: int) -> dict[str, str
     asked = request([plan], rng)
     mention = next(one for one in asked.findings if not one.negated)
     adapter = as_adapter(model)
-    recipes = [name for name in CHEAP if adapter.localizing_layers or name != "selected"]
+    recipes = [name for name in READ if adapter.localizing_layers or name != "selected"]
     words = numbered(adapter.tokenize(asked.text), mention.span)
     made = voxplain.explain(model, asked.text, seed=number, recipes=recipes, phrases=[words])
     volume, geometry = made.sample.image[0], made.sample.geometry
@@ -283,6 +304,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test"])
     parser.add_argument("--count", type=int, help="cases (1,000; generated and shift 300; real: all)")
     parser.add_argument("--few", type=int, help="cases of what is costly (200)")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading phantoms (all)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--used", type=int, default=40)
     options = parser.parse_args()
@@ -297,12 +319,12 @@ def main() -> None:
         jobs += phantoms(models, "shift", min(count, 300), few)
     if "generated" in options.parts:
         some = options.count or 300
-        jobs += [Job(model, "generated", some, split=options.split) for model in models if not flat(model)]
+        jobs += [Job(model, "generated", some, READ, split=options.split) for model in models if not flat(model)]
     if "real" in options.parts:
         jobs += real(models, options.count or 10**6)
     kept = RUNS / "skipped.json"
     skipped = json.loads(kept.read_text()) if kept.is_file() else {}
-    for job in jobs:
+    for job in (job for job in jobs if job.way in options.ways):
         skipped.pop(job.name, None)
         if reason := done(job, options.steps, options.used):
             skipped[job.name] = reason

@@ -18,6 +18,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
     "choose_layers": "Layers of `thorax` to average, chosen on 60 dev phantoms (AUC; chosen figures flatter)",
+    "choose_layers_thorax-2d": "The same for `thorax-2d`, on 96 dev phantoms",
+    "choose_layers_thorax-2d-seed1": "The same for `thorax-2d-seed1`",
+    "choose_layers_thorax-2d-seed2": "The same for `thorax-2d-seed2`",
     "thorax": "Where the words of `thorax` point, with controls (test phantoms, and volumes made of test prompts)",
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
     "first_results": "Words of `thorax-2d` on films (lungs; pneumonia boxes), of `thorax` on CT (lungs, heart; a mass)",

@@ -39,6 +39,7 @@ from voxplain.metrics.statistics import bootstrap, wilson
 from voxplain.models.latent_diffusion import LatentDiffusion
 from voxplain.models.thorax import build
 from voxplain.recipes import reduce
+from voxplain.studies.benchmark_phantoms import DRAWN
 from voxplain.studies.effect import differences, keeping
 from voxplain.studies.grounding import record, renoise, thinned
 from voxplain.studies.judging import LearnedReader, load_reader
@@ -234,7 +235,7 @@ class Bench:
         kind = CORE[index % len(CORE)]
         rng = np.random.default_rng((79, draw_seed(self.options.split), index))
         others = [p for p in plan_case(rng) if p.kind != kind][:2]
-        case = draw(index, self.options.split, [_one(rng, kind), *others])
+        case = DRAWN[self.adapter.geometry.ndim](index, self.options.split, [_one(rng, kind), *others])
         said = compose(case, rng)
         mentions = [m for m in said.findings if m.kind == kind and not m.negated]
         return case, said.text, mentions[0] if mentions else None
@@ -248,9 +249,8 @@ class Bench:
         states = renoise(self.adapter, Sample(case.image, case.geometry, text), used=50, seed=index)
         row: dict[str, Any] = {"kind": mention.kind}
         region = case.organs[mention.region]
-        for half, picked in (("noisy", slice(1, 25, 3)), ("clean", slice(26, 50, 3))):
-            some = Trajectory(states.latents[picked], states.timesteps[picked], states.steps[picked])
-            maps = record(self.adapter, [tokens], [some], PER_LAYER)[0]
+        for half, picked in (("noisy", range(1, 25, 3)), ("clean", range(26, 50, 3))):
+            maps = record(self.adapter, [tokens], [states.at(picked)], PER_LAYER)[0]
             for layer in self.adapter.layers:
                 made = reduce(maps, replace(PER_LAYER, layers=(layer,)))
                 heat = map_of(made, tokens, mention.span, case.geometry)
@@ -431,6 +431,7 @@ OURS = ("mean", "selected", "effect", "effect_phrase", "support")
 MAPS = (*OURS, *CONTROLS, "oracle")
 
 
+COUNTS = ("prompts", "unasked_findings_a_volume")  # beside shares, in the figures of generation
 KEPT: dict[str, tuple[str, Callable[[Any], int]]] = {  # figures of stages of their own: which, and of how many cases
     "autoencoder": ("autoencoder", lambda found: found["cases"]),
     "generation_guidance_1": ("guidance_1", lambda found: found["prompts"]),
@@ -449,22 +450,24 @@ def summarize(label: str, split: str) -> None:
     """All stages measured so far with these weights on this split, as bench/results/thorax.json.
 
     The command that is written beside them measures all of it anew, in however many processes it was measured here.
-    Stages with no rows stay as they were measured before, where that was with the same weights.
+    Stages with no rows stay as they were measured before, where that was with the same weights; where rows begin just
+    behind the cases of such a stage (`--first`), both are counted together.
     """
     found = {path.name.removesuffix(f"-{label}.jsonl"): path for path in RUNS.glob(f"*-{label}.jsonl")}
     rows = {stage: _rows(path) for stage, path in found.items() if hasattr(Bench, stage)}  # others have their own files
+    before = _earlier(label)
     if not rows:
         raise SystemExit(f"nothing was measured of {label} yet; name the stages before summary")
     counts: dict[int, list[str]] = {}
     figures: dict[str, Any] = {"weights_and_split": label}
-    for stage, cases in sorted(rows.items()):
-        counts.setdefault(len({case["case"] for case in cases}), []).append(stage)
-    earlier = _earlier(label)
-    for name, (stage, count) in KEPT.items():
-        if name in earlier and stage not in rows:
-            figures = {**figures, name: earlier[name]}
-            counts.setdefault(count(earlier[name]), []).append(stage)
-    measured = [f"python bench/thorax.py {' '.join(s)} --split {split} --count {n}" for n, s in counts.items()]
+    kept = {stage: (name, count(before[name])) for name, (stage, count) in KEPT.items() if name in before}
+    figures |= {name: before[name] for name, _ in kept.values()}
+    for stage in {*rows, *kept}:
+        numbers = {case["case"] for case in rows.get(stage, [])}
+        if numbers and stage in kept and min(numbers) != kept[stage][1]:
+            del figures[kept.pop(stage)[0]]  # measured anew
+        counts.setdefault(len(numbers) + (kept[stage][1] if stage in kept else 0), []).append(stage)
+    measured = [f"python bench/thorax.py {' '.join(sorted(s))} --split {split} --count {n}" for n, s in counts.items()]
     command = " && ".join([*measured[:-1], measured[-1].replace(" --split", " summary --split")])
     table: list[dict[str, Any]] = []
     if cases := rows.get("autoencoder"):
@@ -484,12 +487,13 @@ def summarize(label: str, split: str) -> None:
             figures["generation_reader"] = _generation([{**case, "found": read[case["case"]]} for case in both])
             figures["judges_agree"] = _agreement(both, read)
     if cases := rows.get("guidance_1"):
-        figures["generation_guidance_1"] = _generation(cases)
+        figures["generation_guidance_1"] = _together(figures.get("generation_guidance_1"), _generation(cases))
     if cases := rows.get("twins"):
-        figures["twins"] = {
+        new = {
             "affirmed_present": _share([c["kind"] in c["affirmed"] for c in cases]),
             "denied_absent": _share([c["kind"] not in c["denied"] for c in cases]),
         }
+        figures["twins"] = _together(figures.get("twins"), new)
     if cases := [c for c in rows.get("layers", []) if "kind" in c]:
         names = [name for name in cases[0] if "/" in name]
         figures["layers"] = {name: _interval([c[name] for c in cases]) for name in names}
@@ -530,6 +534,21 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _share(hits: list[bool]) -> dict[str, Any] | None:
     return asdict(wilson(sum(hits), len(hits))) if hits else None
+
+
+def _together(before: Any, new: Any) -> Any:
+    """Shares of two sets of cases as shares of both: what was counted before, and what was measured since."""
+    if before is None or new is None:
+        return before or new
+    if "n" in new:
+        hits = sum(round(one["mean"] * one["n"]) for one in (before, new))
+        return asdict(wilson(hits, before["n"] + new["n"]))
+    both = {key: _together(before[key], value) for key, value in new.items() if key not in COUNTS}
+    if "prompts" in new:
+        prompts = [one["prompts"] for one in (before, new)]
+        mean = np.average([one["unasked_findings_a_volume"] for one in (before, new)], weights=prompts)
+        both |= {"prompts": sum(prompts), "unasked_findings_a_volume": float(mean)}
+    return both
 
 
 def _interval(values: list[float | None]) -> dict[str, Any] | None:

@@ -1,9 +1,12 @@
 """What the benchmarks share: tables that are drawn from results and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+
+from voxplain.runner import read_rows, run
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -59,3 +62,30 @@ def test_a_lost_marker_is_an_error(tables):
 def test_the_readme_has_eight_lines_of_code(tables):
     lines = [line for line in tables.code((tables.ROOT / "README.md").read_text()).splitlines() if line.strip()]
     assert len(lines) == 8
+
+
+def test_packed_rows_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import rows
+
+    def work(number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return {"value": number / 3, "words": [["left", None]]}
+
+    cases = [(str(number), number) for number in range(8)]
+    path = tmp_path / "runs" / "job" / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(cases, lambda: work, path, about={"model": "toy"})
+    assert rows.pack(tmp_path / "runs", tmp_path / "kept") == 1
+    before = list(read_rows(path))
+    shutil.rmtree(tmp_path / "runs")
+    assert rows.unpack(tmp_path / "runs", tmp_path / "kept") == 1
+    assert rows.unpack(tmp_path / "runs", tmp_path / "kept") == 0  # as many rows are there: nothing is overwritten
+    asked = []
+    run(cases, lambda: lambda number: asked.append(number) or {"value": 0.0}, path, about={"model": "toy"})
+    assert asked == [5, 6, 7]
+    for old, new in zip(before, read_rows(path), strict=False):
+        assert new == {**old, "value": pytest.approx(old["value"], rel=1e-4), "seconds": new["seconds"]}
+    with pytest.raises(ValueError, match="other settings"):
+        run(cases, lambda: work, path, about={"model": "thorax"})

@@ -3,7 +3,7 @@
 Every array is copied once and frozen. Values neither draw nor write files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
@@ -225,6 +225,12 @@ class Trajectory:
             sizes = f"{len(self.latents)} latents, {len(self.timesteps)} timesteps, {len(self.steps)} steps"
             raise ValueError(f"a trajectory needs as many of each, and one at least, but got {sizes}")
         object.__setattr__(self, "latents", frozen(self.latents, np.float32))
+
+    def at(self, numbers: Iterable[int]) -> "Trajectory":
+        """Some of the states, counted from 0; one at least."""
+        some = list(numbers)
+        levels, steps = tuple(self.timesteps[i] for i in some), tuple(self.steps[i] for i in some)
+        return Trajectory(self.latents[some], levels, steps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -140,12 +140,42 @@ def test_recipes_of_attention_share_one_pass_at_the_full_price_of_each(adapter):
     with adapter.watching(calls.append):
         seen = see(adapter, sample, TEXT, (*names, "effect"), steps=4, used=3)
         made = {name: measure(adapter, sample, TEXT, name, seen=seen) for name in names}
-    assert sum(isinstance(call, Call) for call in calls) == 3  # one for each level, whatever the number of recipes
+    whole = [call for call in calls if isinstance(call, Call) and (0, "text") in call.rows]
+    assert len(whole) == 3  # one for each level, whatever the number of recipes
     made["effect"] = measure(adapter, sample, TEXT, "effect", seen=seen)
     for name in made:
         alone = measure(adapter, sample, TEXT, name, steps=4, used=3)
         np.testing.assert_allclose(made[name].attribution.maps, alone.attribution.maps, atol=1e-6)
         assert (made[name].cost.forward, made[name].cost.backward) == (alone.cost.forward, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),  # with the word at every state, and without it at all of them, or at 8
+    [
+        (("mean", "selected", "effect", "support"), 10 + 10),
+        (("mean", "effect"), 10 + 8),
+        (("effect", "support"), 10 + 10),
+    ],
+)
+def test_recipes_share_passes_at_the_price_of_each_alone(adapter, names, rows):
+    sample, calls = image(adapter), []
+    spans = [adapter.tokenize(TEXT).find("nodule")]
+    with adapter.watching(calls.append):
+        seen = see(adapter, sample, TEXT, names, spans=spans, steps=12, used=10)
+        made = {name: measure(adapter, sample, TEXT, name, spans=spans, seen=seen) for name in names}
+    assert sum(len(call.rows) for call in calls if isinstance(call, Call)) == rows
+    for name in names:
+        alone = measure(adapter, sample, TEXT, name, spans=spans, steps=12, used=10)
+        for found, expected in (
+            (made[name].attribution.maps, alone.attribution.maps),
+            (made[name].attribution.word("nodule").values, alone.attribution.word("nodule").values),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert made[name].cost.forward == alone.cost.forward and made[name].cost.cpu_seconds > 0
+    other = [adapter.tokenize(TEXT).find("left")]
+    again = measure(adapter, sample, TEXT, "effect", spans=other, seen=seen)  # what was not read before is read now
+    alone = measure(adapter, sample, TEXT, "effect", spans=other, steps=12, used=10)
+    np.testing.assert_allclose(again.attribution.word("left").values, alone.attribution.word("left").values, atol=1e-6)
 
 
 def test_asked_spans_are_taken_away_whole_by_every_method_that_takes_text_away(adapter):

@@ -7,7 +7,7 @@ region that the text names), and the recipes themselves, all as attributions in 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ import numpy as np
 from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
+from voxplain.attention import RunningMeans
 from voxplain.maps import AttentionMaps, Attribution, Mask, Recipe, Sample, Trajectory
 from voxplain.metrics.controls import center_prior, random_half, region_lit
-from voxplain.models.events import Call, Event
+from voxplain.models.events import TEXT, Call, Event
 from voxplain.resampling import resample_to
 from voxplain.studies import grounding
-from voxplain.studies.effect import KEPT, differences, removal
+from voxplain.studies.effect import KEPT, PROBE, Pass, changed, kept_steps, passes, removal
 from voxplain.studies.owing import LIMIT, METHODS, Facts, Maps, Owed
-from voxplain.studies.support import supports
+from voxplain.studies.support import borne_out
 from voxplain.tokens import TokenizedPrompt
+from voxplain.tracing import attached
 
 CHANGING = ("occlusion", "integrated_gradients")  # methods that take the image out of its states
 CONTROLS = ("random", "center", "region")
@@ -64,14 +66,21 @@ class Measured:
 class Seen:
     """The states of an image that all methods look at, what to remember of them, and what it took to make them.
 
-    `attention` was recorded once for several recipes, at the price of `recording`.
+    `attention` was recorded once for several recipes, and `passes` were made once at some states (by their number) for
+    `spans`, at the price of `reading`: each recipe is charged for the rows that it alone would need.
     """
 
     states: Trajectory
     facts: Mapping[str, Any]
     cost: Cost
     attention: AttentionMaps | None = None
-    recording: Cost = Cost(0, 0, 0.0)
+    passes: Mapping[int, Pass] = field(default_factory=dict)
+    spans: Sequence[tuple[int, ...]] = ()
+    reading: Cost = Cost(0, 0, 0.0)
+
+    def price(self, rows: int) -> Cost:
+        """What so many of the rows took that were read."""
+        return Cost(rows, 0, self.reading.cpu_seconds * rows / self.reading.forward)
 
 
 def see(
@@ -80,6 +89,7 @@ def see(
     text: str,
     methods: Sequence[str] = (),
     *,
+    spans: Sequence[tuple[int, ...]] | None = None,
     profile: str = "renoise",
     seed: int = 0,
     steps: int = grounding.STEPS,
@@ -87,21 +97,32 @@ def see(
 ) -> Seen:
     """The states of a profile, to be shared by several methods of `measure`; what can be shared is made once.
 
-    If two or more of `methods` are recipes of attention, it is recorded for all of them in one pass.
+    If two or more of `methods` are recipes, each state is read once for all of them: with the text, and where a recipe
+    takes it away (at all states for "support", at `KEPT` of them for "effect") without each of `spans`.
     """
     adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
     with _counting(adapter) as spent:
         states, facts = grounding.states_of(adapter, sample, prompt, profile, seed=seed, steps=steps, used=used)
     cost, known = spent(), [recipes.get(name) for name in methods if name in recipes.RECIPES]
-    attentive = [recipe for recipe in known if recipe.needs_attention]
-    if len(attentive) < 2:
+    if len(known) < 2:
         return Seen(states, facts, cost)
+    every, names = len(states.timesteps), {recipe.name for recipe in known}
+    attentive = [recipe for recipe in known if recipe.needs_attention]
+    chosen = range(every) if "support" in names else kept_steps(every) if "effect" in names else ()
+    rest = [number for number in range(every) if number not in chosen] if attentive else []
     kinds = frozenset[str]().union(*(recipe.accumulate for recipe in attentive))
-    every = Recipe("all", "ours", "whatever the recipes need", accumulate=kinds)
-    with _counting(adapter) as spent:
-        (maps,) = grounding.record(adapter, [prompt], [states], every)
-    return Seen(states, facts, cost, maps, spent())
+    means = RunningMeans([prompt], per_layer="layer" in kinds, per_head="head" in kinds)
+    layers, branch = (adapter.layers, TEXT) if attentive else ((), PROBE)
+    asked = _asked(prompt, spans)
+    with _counting(adapter) as spent, attached(adapter, means.update, layers):
+        made: dict[int, Pass] = {}
+        for numbers, away in ((chosen, asked), (rest, ())):
+            if numbers:
+                made |= zip(numbers, passes(adapter, prompt, states.at(numbers), away, branch=branch), strict=True)
+    origin = {"model": adapter.name, "layers": list(layers), "timesteps": list(states.timesteps)}
+    maps = means.maps(0, adapter.geometry, origin) if attentive else None
+    return Seen(states, facts, cost, maps, {number: made[number] for number in chosen}, asked, spent())
 
 
 def measure(
@@ -141,15 +162,13 @@ def measure(
             made = _control(adapter, sample, prompt, method, seed, region)
         return Measured(made, spent())
     seen = seen or see(adapter, sample, text, profile=profile, seed=seed, **levels)
-    backward = 0
+    backward, before = 0, Cost(0, 0, 0.0)
     with _counting(adapter) as spent:
         if method in METHODS:
             made, backward = _by_method(adapter, sample, prompt, method, spans, seen, kept, options)
         else:
-            made = _by_recipe(adapter, sample, prompt, recipes.get(method), spans, seen, kept, options)
-    parts = [seen.cost, spent()]
-    if method in recipes.RECIPES and seen.attention and recipes.get(method).needs_attention:
-        parts.append(seen.recording)
+            made, before = _by_recipe(adapter, sample, prompt, recipes.get(method), spans, seen, kept, options)
+    parts = [seen.cost, before, spent()]
     forward, seconds = sum(part.forward for part in parts), sum(part.cpu_seconds for part in parts)
     return Measured(made, Cost(forward, backward, seconds))
 
@@ -208,22 +227,27 @@ def _by_recipe(
     seen: Seen,
     kept: int,
     options: Mapping[str, Any],
-) -> Attribution:
-    """What `ground` reads; a recipe that takes text away measures the asked spans alone."""
+) -> tuple[Attribution, Cost]:
+    """What `ground` reads, and the price of what was read before; a recipe that takes text away measures the asked
+    spans alone.
+    """
+    every, nothing = len(seen.states.timesteps), Cost(0, 0, 0.0)
     if recipe.needs_attention and seen.attention and not options:
         made = recipes.reduce(seen.attention, grounding.resolved(adapter, recipe))
-        return grounding.framed(made, sample, seen.facts)
+        return grounding.framed(made, sample, seen.facts), seen.price(every)
     if recipe.needs_attention:
         (made,) = grounding.read(adapter, [prompt], [seen.states], recipe, **options)
-        return grounding.framed(made, sample, seen.facts)
+        return grounding.framed(made, sample, seen.facts), nothing
     how, asked = removal(adapter, prompt), _asked(prompt, spans)
-    states = seen.states if recipe.name == "support" else grounding.thinned(seen.states, kept)
-    if recipe.name == "support":
-        maps, _ = supports(adapter, prompt, sample, states, asked, how=how, **options)
+    chosen = range(every) if recipe.name == "support" else kept_steps(every, kept)
+    states = seen.states.at(chosen)
+    if {*chosen} <= {*seen.passes} and list(asked) == list(seen.spans) and not options:
+        done, price = [seen.passes[number] for number in chosen], seen.price(len(chosen) * (1 + len(asked)))
     else:
-        maps = differences(adapter, prompt, states, asked, how=how, **options)
+        done, price = passes(adapter, prompt, states, asked, how=how, **options), nothing
+    maps = borne_out(adapter, sample, done)[0] if recipe.name == "support" else changed(done)
     facts = {**seen.facts, "removed": how, "timesteps": list(states.timesteps)}
-    return _attributed(adapter, sample, prompt, recipe, maps, facts, spans)
+    return _attributed(adapter, sample, prompt, recipe, maps, facts, spans), price
 
 
 def _asked(prompt: TokenizedPrompt, spans: Sequence[tuple[int, ...]] | None) -> Sequence[tuple[int, ...]]:

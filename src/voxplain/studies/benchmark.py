@@ -118,7 +118,7 @@ class Scorer:
         seen = None
         if not set(settings.methods) <= set(CONTROLS):
             levels |= {"steps": settings.steps, "used": settings.used}
-            seen = see(adapter, trial.sample, trial.text, settings.methods, **levels)
+            seen = see(adapter, trial.sample, trial.text, settings.methods, spans=spans, **levels)
         made, cost = {}, {}
         for name in settings.methods:
             given = {**levels, "spans": spans, "seen": seen, "region": trial.region}

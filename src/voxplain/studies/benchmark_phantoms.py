@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -94,13 +95,19 @@ class Phantoms(Source):
 
     def _said(self, index: int, plans: Sequence[Plan], wording: int, axes: int) -> tuple[Case, Impression, Mention]:
         """A phantom with these plans, its text, and the mention of the first plan."""
-        case = DRAWN[axes](index, self.split, plans)
+        case = _drawn(axes, index, self.split, tuple(plans))
         said = compose(case, np.random.default_rng((82, SPLITS[self.split], wording)))
         kind = plans[0].kind
         mentions = [one for one in said.findings if one.kind == kind and not one.negated]
         if not mentions:
             raise Excluded("the finding was too small to be drawn")
         return case, said, mentions[0]
+
+
+@lru_cache(maxsize=1)
+def _drawn(axes: int, number: int, split: str, plans: tuple[Plan, ...]) -> Case:
+    """A case is asked for twice in a row: for itself and for its partner."""
+    return DRAWN[axes](number, split, plans)
 
 
 def _some(mask: np.ndarray | None) -> Bool[np.ndarray, "*spatial"]:

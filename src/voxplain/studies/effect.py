@@ -6,7 +6,7 @@
 value of 0.1 says: without the word the prediction at this cell would move by a tenth of its typical size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,6 +28,8 @@ PROBE = "probe"  # the branch of these rows: they belong to no generation, so no
 
 How = Literal["after", "before"]
 Progress = Callable[[int, int], None]  # (done, total)
+Pass = tuple[Tensor, float, Tensor, Tensor]
+"""A state as `passes` gives it: latent, noise level, prediction with the whole prompt, predictions without words."""
 
 
 def kept_steps(steps: int, count: int = KEPT) -> tuple[int, ...]:
@@ -85,15 +87,20 @@ def differences(
     mixed into them; "before" encodes the prompt anew without their characters; None asks `removal`. At each state,
     contexts of equal length run in one batch of at most `limit` rows. Costs (removals + 1) rows of the network a state.
     """
-    mean: Tensor | float = 0.0
-    for _, level, full, others in passes(adapter, prompt, states, removals, how=how, limit=limit, progress=progress):
+    return changed(passes(adapter, prompt, states, removals, how=how, limit=limit, progress=progress))
+
+
+def changed(made: Iterable[Pass]) -> Float[np.ndarray, "removals *grid"]:
+    """`differences` of passes that were made before."""
+    total, count = 0.0, 0
+    for _, level, full, others in made:
         size = full.norm(dim=0).square().mean().sqrt()
         if not size > 0:  # NaN fails this too
             raise ValueError(f"the prediction at timestep {level:g} has size {size:g}: nothing to be relative to")
         changes = (others - full).norm(dim=1) / size
-        mean = mean + changes.where(changes > ROUNDING, 0.0) / len(states.timesteps)  # [removals, *grid]
-    assert isinstance(mean, Tensor)
-    return mean.cpu().numpy()
+        total, count = total + changes.where(changes > ROUNDING, 0.0), count + 1
+    assert isinstance(total, Tensor)
+    return (total / count).cpu().numpy()
 
 
 def passes(
@@ -104,10 +111,13 @@ def passes(
     *,
     how: How | None = None,
     limit: int = LIMIT,
+    branch: str = PROBE,
     progress: Progress | None = None,
-) -> Iterator[tuple[Tensor, float, Tensor, Tensor]]:
+) -> Iterator[Pass]:
     """At each state: the latent `[1, channels, *grid]`, its noise level, the prediction with the whole prompt
     `[channels, *grid]` and that without each set of rows `[removals, channels, *grid]`; options as in `differences`.
+
+    The row with the whole prompt is of `branch`: on "text" listeners hear it, so that attention is read on the way.
     """
     how = how or removal(adapter, prompt)
     with torch.no_grad():
@@ -121,9 +131,10 @@ def passes(
             rows = latent.expand(len(batch), *latent.shape[1:])
             with torch.no_grad():
                 context = torch.cat([contexts[index] for index in batch])
-                made = adapter.predict(rows, level, context, rows=[(0, PROBE)] * len(batch)).float()
-            predictions.update(zip(batch, made, strict=True))
-        yield latent, level, predictions[0], torch.stack([predictions[1 + index] for index in range(len(removals))])
+                named = [(0, PROBE if index else branch) for index in batch]
+                predictions.update(zip(batch, adapter.predict(rows, level, context, rows=named).float(), strict=True))
+        made = torch.stack([predictions[index] for index in range(len(contexts))])
+        yield latent, level, made[0], made[1:]
         if progress:
             progress(number + 1, len(states.timesteps))
 

@@ -276,9 +276,7 @@ def check_repeats(profile: str, seeds: int) -> None:
 
 def thinned(states: Trajectory, count: int = KEPT) -> Trajectory:
     """`count` of the states, evenly spaced; all of them if there are fewer."""
-    chosen = kept_steps(len(states.timesteps), count)
-    levels, numbers = tuple(states.timesteps[i] for i in chosen), tuple(states.steps[i] for i in chosen)
-    return Trajectory(states.latents[list(chosen)], levels, numbers)
+    return states.at(kept_steps(len(states.timesteps), count))
 
 
 def fitted(sample: Sample, geometry: Geometry) -> Sample:

@@ -12,7 +12,7 @@ That is twice the product above less |z_t(c) - z_t(c without w)|^2, so it counts
 too far. The scale by M_t and D_t, the Gaussian and the cut are ours, chosen on `dev` (docs/effect.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from voxplain.studies.effect import (
     LIMIT,
     ROUNDING,
     How,
+    Pass,
     Progress,
     by_word,
     origin,
@@ -66,13 +67,20 @@ def supports(
     removal changes nothing, both are 0. Raises ValueError where DDIM does not apply to the model (`check`), and
     FloatingPointError for a prediction that is not finite.
     """
+    return borne_out(
+        adapter, sample, passes(adapter, prompt, states, removals, how=how, limit=limit, progress=progress)
+    )
+
+
+def borne_out(
+    adapter: Adapter, sample: Sample, made: Iterable[Pass]
+) -> tuple[Float[np.ndarray, "removals *grid"], Float[np.ndarray, " removals"]]:
+    """`supports` of passes that were made before."""
     kind = prediction(adapter)
     with torch.no_grad():
         clean = adapter.encode_image(sample.image).float()  # [1, channels, *grid]
-    mean: Tensor | float = 0.0
-    for latent, level, full, others in passes(
-        adapter, prompt, states, removals, how=how, limit=limit, progress=progress
-    ):
+    total, count = 0.0, 0
+    for latent, level, full, others in made:
         alpha, noisy = alpha_bar(adapter, clean, level), latent.float()
         whole, without = (estimates(noisy.expand_as(one), one, alpha, kind)[0] for one in (full[None], others))
         missing, change = clean - without, whole - without  # [removals, channels, *grid]
@@ -80,9 +88,9 @@ def supports(
         if not torch.isfinite(sizes).all():
             raise FloatingPointError(f"{adapter.name}: the prediction at timestep {level:g} is not finite")
         moved = _size(change) > ROUNDING * _size(whole)
-        mean = mean + (products / sizes.clamp(min=TINY)).where(moved, 0.0) / len(states.timesteps)  # [removals, *grid]
-    assert isinstance(mean, Tensor)
-    signed = mean.cpu().numpy()
+        total, count = total + (products / sizes.clamp(min=TINY)).where(moved, 0.0), count + 1  # [removals, *grid]
+    assert isinstance(total, Tensor)
+    signed = (total / count).cpu().numpy()
     smooth = gaussian_filter(signed, (0, *(SMOOTH * size for size in signed.shape[1:])), mode="nearest")
     return np.maximum(smooth, 0), signed.reshape(len(signed), -1).mean(1)
 
