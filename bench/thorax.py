@@ -10,6 +10,7 @@ a line to bench/results/test_log.jsonl: test seeds report, they never choose.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -429,47 +430,45 @@ CONTROLS = ("region_lit", "mean_mask", "abs_from_mean", "gradient", "untrained")
 SHOWN = {"auc_region": "AUC inside the named region", "auc": "AUC", "cnr": "CNR", "top1": "Top-1"}
 OURS = ("mean", "selected", "effect", "effect_phrase", "support")
 MAPS = (*OURS, *CONTROLS, "oracle")
+HEAD = "map of a finding's word"
 
 
 COUNTS = ("prompts", "unasked_findings_a_volume")  # beside shares, in the figures of generation
-KEPT: dict[str, tuple[str, Callable[[Any], int]]] = {  # figures of stages of their own: which, and of how many cases
-    "autoencoder": ("autoencoder", lambda found: found["cases"]),
-    "generation_guidance_1": ("guidance_1", lambda found: found["prompts"]),
-    "twins": ("twins", lambda found: found["denied_absent"]["n"]),
-}
+JOINED = ("guidance_1", "twins")  # stages whose shares of earlier cases are counted together with those of later ones
 
 
-def _earlier(label: str) -> dict[str, Any]:
-    """The figures that are there, if they are of these weights and this split."""
+def _earlier(label: str) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+    """Figures, table and cases a stage of the summary that is there, if it is of these weights and this split."""
     path = RESULTS / "thorax.json"
-    figures = json.loads(path.read_text())["figures"] if path.is_file() else {}
-    return figures if figures.get("weights_and_split") == label else {}
+    made = json.loads(path.read_text()) if path.is_file() else {"figures": {}}
+    if made["figures"].get("weights_and_split") != label:
+        return {}, [], {}
+    stages = re.findall(r"thorax\.py ([\w ]+?) --split \w+ --count (\d+)", made["command"])
+    counts = {stage: int(count) for names, count in stages for stage in names.split() if stage != "summary"}
+    return made["figures"], made["table"], counts
 
 
 def summarize(label: str, split: str) -> None:
     """All stages measured so far with these weights on this split, as bench/results/thorax.json.
 
     The command that is written beside them measures all of it anew, in however many processes it was measured here.
-    Stages with no rows stay as they were measured before, where that was with the same weights; where rows begin just
-    behind the cases of such a stage (`--first`), both are counted together.
+    Stages with no rows stay as they were measured before, where that was with the same weights; where rows of a stage
+    of `JOINED` begin just behind those cases (`--first`), both are counted together.
     """
     found = {path.name.removesuffix(f"-{label}.jsonl"): path for path in RUNS.glob(f"*-{label}.jsonl")}
     rows = {stage: _rows(path) for stage, path in found.items() if hasattr(Bench, stage)}  # others have their own files
-    before = _earlier(label)
     if not rows:
         raise SystemExit(f"nothing was measured of {label} yet; name the stages before summary")
-    counts: dict[int, list[str]] = {}
-    figures: dict[str, Any] = {"weights_and_split": label}
-    kept = {stage: (name, count(before[name])) for name, (stage, count) in KEPT.items() if name in before}
-    figures |= {name: before[name] for name, _ in kept.values()}
-    for stage in {*rows, *kept}:
-        numbers = {case["case"] for case in rows.get(stage, [])}
-        if numbers and stage in kept and min(numbers) != kept[stage][1]:
-            del figures[kept.pop(stage)[0]]  # measured anew
-        counts.setdefault(len(numbers) + (kept[stage][1] if stage in kept else 0), []).append(stage)
-    measured = [f"python bench/thorax.py {' '.join(sorted(s))} --split {split} --count {n}" for n, s in counts.items()]
+    before, table, counts = _earlier(label)
+    numbers = {stage: {case["case"] for case in cases} for stage, cases in rows.items()}
+    joined = {stage for stage in JOINED if stage in rows and min(numbers[stage]) == counts.get(stage)}
+    counts |= {stage: len(some) + (counts[stage] if stage in joined else 0) for stage, some in numbers.items()}
+    by_count: dict[int, list[str]] = {}
+    for stage, count in sorted(counts.items()):
+        by_count.setdefault(count, []).append(stage)
+    measured = [f"python bench/thorax.py {' '.join(s)} --split {split} --count {n}" for n, s in by_count.items()]
     command = " && ".join([*measured[:-1], measured[-1].replace(" --split", " summary --split")])
-    table: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {**before, "weights_and_split": label}
     if cases := rows.get("autoencoder"):
         before, after = ([_matches(c["truth"], c[when]) for c in cases] for when in ("before", "after"))
         figures["autoencoder"] = {
@@ -487,13 +486,14 @@ def summarize(label: str, split: str) -> None:
             figures["generation_reader"] = _generation([{**case, "found": read[case["case"]]} for case in both])
             figures["judges_agree"] = _agreement(both, read)
     if cases := rows.get("guidance_1"):
-        figures["generation_guidance_1"] = _together(figures.get("generation_guidance_1"), _generation(cases))
+        earlier = before["generation_guidance_1"] if "guidance_1" in joined else None
+        figures["generation_guidance_1"] = _together(earlier, _generation(cases))
     if cases := rows.get("twins"):
         new = {
             "affirmed_present": _share([c["kind"] in c["affirmed"] for c in cases]),
             "denied_absent": _share([c["kind"] not in c["denied"] for c in cases]),
         }
-        figures["twins"] = _together(figures.get("twins"), new)
+        figures["twins"] = _together(before["twins"] if "twins" in joined else None, new)
     if cases := [c for c in rows.get("layers", []) if "kind" in c]:
         names = [name for name in cases[0] if "/" in name]
         figures["layers"] = {name: _interval([c[name] for c in cases]) for name in names}
@@ -504,13 +504,13 @@ def summarize(label: str, split: str) -> None:
         for case in rows.get("generation", [])
         for score in case.get("scores", [])
     ]
-    figures["evidence"] = _evidence(
-        rows.get("phantoms", []), [one for c in supported.values() for one in c.get("told", [])]
-    )
+    told = [one for case in supported.values() for one in case.get("told", [])]
+    figures["evidence"] = {**before.get("evidence", {}), **_evidence(rows.get("phantoms", []), told)}
     for where, cases in scored.items():
         cases = [c for c in cases if "kind" in c]
         if not cases:
             continue
+        table = [row for row in table if not row[HEAD].startswith(where)]
         figures[f"localization_{where}"] = {
             kind: _localization([c for c in cases if c["kind"] == kind]) for kind in CORE
         }
@@ -518,7 +518,7 @@ def summarize(label: str, split: str) -> None:
         lines = [*((kind, "auc_region") for kind in CORE), *(("all", metric) for metric in SHOWN)]
         for kind, metric in lines:
             found = figures[f"localization_{where}"][kind]
-            row: dict[str, Any] = {"map of a finding's word": f"{where}, {SHOWN[metric]}: {kind}", "n": found["n"]}
+            row: dict[str, Any] = {HEAD: f"{where}, {SHOWN[metric]}: {kind}", "n": found["n"]}
             for name in MAPS:
                 value = found.get(f"{name}/{metric}")
                 row[name.replace("_", " ")] = None if value is None else [value["mean"], value["low"], value["high"]]

@@ -89,3 +89,32 @@ def test_packed_rows_go_on_where_they_were_stopped(tmp_path, monkeypatch):
         assert new == {**old, "value": pytest.approx(old["value"], rel=1e-4), "seconds": new["seconds"]}
     with pytest.raises(ValueError, match="other settings"):
         run(cases, lambda: work, path, about={"model": "thorax"})
+
+
+def test_a_summary_keeps_what_was_measured_before_and_counts_later_cases_with_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import record
+    import thorax
+
+    for module, name, folder in ((thorax, "RUNS", "runs"), (thorax, "RESULTS", "."), (record, "RESULTS", ".")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.setattr(module, name, tmp_path / folder)
+
+    def twins(first, last, denied=()):
+        lines = [{"case": n, "kind": "nodule", "affirmed": ["nodule"], "denied": denied} for n in range(first, last)]
+        (tmp_path / "runs" / "twins-abc-test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        thorax.summarize("abc-test", "test")
+        made = json.loads((tmp_path / "thorax.json").read_text())
+        return made["figures"], made["command"]
+
+    asked = {"case": 0, "asked": [{"kind": "nodule", "side": None, "lobe": None}], "found": []}
+    (tmp_path / "runs" / "guidance_1-abc-test.jsonl").write_text(json.dumps(asked) + "\n")
+    twins(0, 4)
+    (tmp_path / "runs" / "guidance_1-abc-test.jsonl").unlink()
+    figures, command = twins(4, 6, ["nodule"])
+    assert figures["twins"]["denied_absent"]["n"] == 6 and figures["twins"]["denied_absent"]["mean"] == 4 / 6
+    assert figures["generation_guidance_1"]["found"]["nodule"]["mean"] == 0  # no rows any more, but still there
+    assert "guidance_1 --split test --count 1" in command and "twins summary --split test --count 6" in command
+    figures, command = twins(0, 3, ["nodule"])  # from the first case on: measured anew
+    assert figures["twins"]["denied_absent"] == {**figures["twins"]["denied_absent"], "n": 3, "mean": 0}
+    assert "twins summary --split test --count 3" in command

@@ -172,9 +172,20 @@ class ShortensNothing(ToyAdapter):
         return context
 
 
+class TakesTheFirstLevel(ToyAdapter):
+    """Says that rows may be at levels of their own, and reads all of them at the first one."""
+
+    mixes_levels = True
+
+    def denoise(self, latent, timestep, context):
+        level = timestep[0] if isinstance(timestep, tuple) else timestep
+        return super().denoise(latent, level, context) * (1 + level / 1000)
+
+
 @pytest.mark.parametrize(
     ("wrong", "promise"),
     [
+        (TakesTheFirstLevel, "rows_keep_their_noise_levels"),
         (Changing, "observing_leaves_the_image_bit_identical"),
         (Leaking, "nothing_is_left_behind"),
         (LeakingOnErrors, "nothing_is_left_behind"),

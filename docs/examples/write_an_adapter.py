@@ -87,7 +87,7 @@ adapter = PainterAdapter(Painter().eval())
 
 kept = check_adapter(adapter)  # raises with the name of every promise that is broken
 print(f"{len(kept)} promises kept: {', '.join(kept)}")
-assert len(kept) == 16
+assert len(kept) == 17
 
 facts = describe(adapter)
 print("layers:", facts["layers"], "guidance:", facts["guidance"]["with"])

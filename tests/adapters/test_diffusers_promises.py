@@ -8,17 +8,17 @@ from voxplain.testing import check_adapter, describe
 
 
 def test_stable_diffusion_keeps_all_promises():
-    assert len(check_adapter(DiffusersAdapter(tiny.sd()))) == 16
+    assert len(check_adapter(DiffusersAdapter(tiny.sd()))) == 17
 
 
 def test_stable_diffusion_xl_keeps_all_promises():
-    assert len(check_adapter(DiffusersAdapter(tiny.sdxl()))) == 16
+    assert len(check_adapter(DiffusersAdapter(tiny.sdxl()))) == 17
 
 
 def test_a_pipeline_around_a_bert_keeps_all_promises():
     tokenizer = tiny.bert_tokenizer()
     pipe = tiny.sd(tokenizer=tokenizer, encoder=tiny.bert(tokenizer))
-    assert len(check_adapter(DiffusersAdapter(pipe))) == 16
+    assert len(check_adapter(DiffusersAdapter(pipe))) == 17
     prompt = DiffusersAdapter(pipe).tokenize("left pneumothorax")
     assert prompt.pieces[:5] == ("[CLS]", "left", "pneumo", "##thorax", "[SEP]")
     assert prompt.find("pneumothorax") == (2, 3)

@@ -20,7 +20,7 @@ PROMPT = "large left effusion"
 
 
 def test_the_pipeline_keeps_all_promises():
-    assert len(check_adapter(as_adapter(small_model()))) == 16
+    assert len(check_adapter(as_adapter(small_model()))) == 17
 
 
 def test_layers_are_the_four_text_attentions_and_no_self_attention():

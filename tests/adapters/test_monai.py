@@ -13,6 +13,8 @@ from torch.nn import functional
 from voxplain.adapters.base import as_adapter
 from voxplain.adapters.monai import MonaiAdapter
 from voxplain.models.latent_diffusion import LatentDiffusion
+from voxplain.studies.effect import passes
+from voxplain.studies.grounding import renoise
 from voxplain.testing import check_adapter
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached, trace
@@ -103,7 +105,7 @@ def make(dims=3, *, flash=True, channels=(8, 8), head=(4, 8), maisi=False):
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "explicit"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_pipeline_keeps_all_promises(dims, flash):
-    assert len(check_adapter(MonaiAdapter(make(dims, flash=flash)))) == 16
+    assert len(check_adapter(MonaiAdapter(make(dims, flash=flash)))) == 17
 
 
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "explicit"])
@@ -216,6 +218,26 @@ def test_the_adapter_names_its_weights_and_unknown_words_as_the_pipeline_does():
     assert adapter.weights_hash == "abc"
     pipeline.tokenizer.unknown_words = lambda text: [f"{text}!"]
     assert adapter.unknown_words("odd") == ["odd!"]
+
+
+def test_rows_of_several_noise_levels_are_heard_at_their_own(monkeypatch):
+    adapter, heard, batches = MonaiAdapter(make()), [], []
+    sample = adapter.generate("large left effusion", seed=2, steps=2)
+    prompt = adapter.tokenize("large left effusion")
+    states = renoise(adapter, sample, steps=20, used=10)
+    with attached(adapter, heard.append, adapter.layers[:1]), adapter.watching(batches.append):
+        together = list(passes(adapter, prompt, states, [prompt.find("left")], branch="text"))
+    assert [call.timestep for call in heard] == list(states.timesteps)
+    assert [len(call.rows) for call in batches] == [8, 8, 2, 2]  # of two lengths
+    monkeypatch.setattr(MonaiAdapter, "mixes_levels", False)
+    alone = list(passes(adapter, prompt, states, [prompt.find("left")]))
+    for first, second in zip(together, alone, strict=True):
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="one a batch"):
+        adapter.predict(torch.zeros(2, *adapter.latent_shape), [400.0, 200.0], adapter.encode_prompt(prompt))
+    with pytest.raises(ValueError, match="3 timesteps from 400 to 100 for a batch of 2"):
+        adapter.predict(torch.zeros(2, *adapter.latent_shape), [400.0, 200.0, 100.0], adapter.encode_prompt(prompt))
 
 
 def test_an_effect_inside_a_trace_does_not_confuse_it():

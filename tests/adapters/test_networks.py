@@ -76,7 +76,7 @@ class PainterAdapter(NetworkAdapter):
 
 @pytest.mark.parametrize("grid", PLACES.values(), ids=PLACES)
 def test_all_promises_are_kept(grid):
-    assert len(check_adapter(PainterAdapter(grid))) == 16
+    assert len(check_adapter(PainterAdapter(grid))) == 17
 
 
 def test_the_map_is_softmax_of_the_layers_own_projections():

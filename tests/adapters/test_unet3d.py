@@ -35,7 +35,7 @@ def left_behind(pipe):
 
 
 def test_all_promises_are_kept():
-    assert len(check_adapter(UNet3DAdapter(tiny.video(), frames=2, size=(8, 24)))) == 16
+    assert len(check_adapter(UNet3DAdapter(tiny.video(), frames=2, size=(8, 24)))) == 17
 
 
 def test_a_traced_video_is_the_same_and_its_maps_are_volumes():

@@ -66,7 +66,7 @@ def test_a_bundle_becomes_a_pipeline_that_keeps_all_promises(made, text):
     assert adapter.latent_shape == (2, 4, 6, 8) and adapter.geometry.shape == (8, 12, 16)
     assert adapter.geometry.spacing == (5, 4, 3) and adapter.geometry.spacing_known
     assert pipeline.config["latent_scale"] == [0.5, 0.5] and pipeline.config["prediction"] == "epsilon"
-    assert len(check_adapter(adapter)) == 16
+    assert len(check_adapter(adapter)) == 17
 
 
 def test_words_are_explained_from_end_to_end(made, text):

@@ -61,6 +61,8 @@ class Adapter(ABC):
     """Of a generated image."""
     weights_hash: str | None = None
     """Which weights these are; None where nobody says."""
+    mixes_levels: bool = False
+    """Whether rows of one batch may be at noise levels of their own: several states are read at once then."""
     prediction: str | None = None
     """What `denoise` gives, one of `models.schedule.PREDICTIONS`; None, or another name, where DDIM does not apply."""
 
@@ -158,7 +160,7 @@ class Adapter(ABC):
     def predict(
         self,
         latent: Float[Tensor, "batch channels *grid"],
-        timestep: float,
+        timestep: float | Sequence[float],
         context: Float[Tensor, "contexts tokens dim"],
         *,
         rows: Rows | None = None,
@@ -166,23 +168,33 @@ class Adapter(ABC):
     ) -> Float[Tensor, "batch channels *grid"]:
         """What the denoiser predicts, unguided; listeners hear it. A context of one row serves all rows.
 
-        `rows` names the sample and branch of each row, by default sample i on the branch "text".
+        `rows` names the sample and branch of each row, by default sample i on the branch "text". Where the adapter
+        `mixes_levels`, each row may have a timestep of its own.
         """
         batch = len(latent)
         named = tuple(rows) if rows is not None else tuple((number, TEXT) for number in range(batch))
         if len(named) != batch:
             raise ValueError(f"{len(named)} rows are named, but the batch has {batch}")
-        with self.predicting(Call(named, step, float(timestep))):
-            return self.denoise(latent, float(timestep), context.expand(batch, -1, -1))
+        levels = tuple(map(float, timestep)) if isinstance(timestep, Sequence) else (float(timestep),) * batch
+        if len(levels) != batch or (len({*levels}) > 1 and not self.mixes_levels):
+            raise ValueError(
+                f"{len(levels)} timesteps from {max(levels):g} to {min(levels):g} for a batch of {batch}: give one a "
+                f"row{'' if self.mixes_levels else f', all of them equal, since {self.name} takes one a batch'}"
+            )
+        mixed = levels if len({*levels}) > 1 else ()
+        with self.predicting(Call(named, step, levels[0], mixed)):
+            return self.denoise(latent, mixed or levels[0], context.expand(batch, -1, -1))
 
     @abstractmethod
     def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
-        timestep: float,
+        timestep: Any,
         context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        """What the denoiser makes of a latent at one noise level."""
+        """What the denoiser makes of latents at a noise level, a float; or, where the adapter `mixes_levels`, at one
+        each, a tuple of floats.
+        """
 
     @abstractmethod
     def encode_image(self, image: Float[np.ndarray, "channels *spatial"]) -> Float[Tensor, "1 dim *grid"]:

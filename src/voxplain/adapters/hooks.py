@@ -85,7 +85,7 @@ def projections(
         for row, (sample, branch) in enumerate(call.rows):
             if branch != TEXT:
                 continue
-            moment = sample, call.step, call.timestep
+            moment = sample, call.step, call.level(row)
             scores = split(query[row]), split(key[row]), scale, bias if bias is None else bias[row]
             new = use(AttentionCall(layer, *moment, seen["grid"], *scores))
             if edit and new is not None:

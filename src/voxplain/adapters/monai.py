@@ -19,6 +19,8 @@ class MonaiAdapter(OwnAdapter):
     when it is heard, and the recipe `effect` is left.
     """
 
+    mixes_levels = True
+
     def __init__(self, pipeline: LatentDiffusion) -> None:
         layers = tuple(
             path

@@ -48,7 +48,7 @@ class OwnAdapter(Adapter):
     def denoise(
         self,
         latent: Float[Tensor, "batch channels *grid"],
-        timestep: float,
+        timestep: Any,
         context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
         return self.pipeline.predict(latent, timestep, context)

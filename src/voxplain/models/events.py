@@ -27,11 +27,19 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The denoiser is about to run: row i of its batch is (sample, branch) `rows[i]`."""
+    """The denoiser is about to run: row i of its batch is (sample, branch) `rows[i]`.
+
+    Rows of several noise levels have them in `levels`; `timestep` is that of the first row then.
+    """
 
     rows: tuple[tuple[int, str], ...]
     step: int
     timestep: float
+    levels: tuple[float, ...] = ()
+
+    def level(self, row: int) -> float:
+        """The noise level of a row."""
+        return self.levels[row] if self.levels else self.timestep
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -204,11 +204,11 @@ class LatentDiffusion(Announcing, nn.Module):
     def predict(
         self,
         latent: Float[Tensor, "batch channels *grid"],
-        timestep: float | int,
+        timestep: float | int | Sequence[float],
         context: Float[Tensor, "contexts tokens dim"],
     ) -> Float[Tensor, "batch channels *grid"]:
-        """The denoiser's prediction for rows of one noise level; a context of one row serves all of them."""
-        levels = torch.full((len(latent),), float(timestep), device=latent.device)
+        """The denoiser's prediction for rows of one noise level, or of one each; a context of one row serves all."""
+        levels = torch.tensor(timestep, dtype=torch.float32, device=latent.device).expand(len(latent))
         return self(latent, levels, context.expand(len(latent), -1, -1))
 
     # generation ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ value of 0.1 says: without the word the prediction at this cell would move by a 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from voxplain.tokens import TokenizedPrompt
 
 KEPT = 8  # states of a generation that the effect is averaged over
 LIMIT = 16  # rows that the network takes at once
+TOGETHER = 8  # of those, rows of several states: on a CPU more of them take longer each
 ROUNDING = 1e-6  # relative changes below this are what float32 leaves of none, and count as 0
 PROBE = "probe"  # the branch of these rows: they belong to no generation, so no trace listens to them
 
@@ -84,8 +86,9 @@ def differences(
     """What the prediction owes to each set of rows of the prompt, as the formula of this module has it.
 
     `how`: "after" takes the rows' vectors out of the encoded prompt, so other words still carry what the encoder
-    mixed into them; "before" encodes the prompt anew without their characters; None asks `removal`. At each state,
-    contexts of equal length run in one batch of at most `limit` rows. Costs (removals + 1) rows of the network a state.
+    mixed into them; "before" encodes the prompt anew without their characters; None asks `removal`. Contexts of equal
+    length run in one batch of at most `limit` rows, and several states, too, where the adapter `mixes_levels`.
+    Costs (removals + 1) rows of the network a state.
     """
     return changed(passes(adapter, prompt, states, removals, how=how, limit=limit, progress=progress))
 
@@ -124,19 +127,23 @@ def passes(
         whole = adapter.encode_prompt(prompt)
         contexts = [whole, *(adapter.remove(prompt, rows, how) for rows in removals)]
     batches = batched([context.shape[1] for context in contexts], limit)
-    for number, (values, level) in enumerate(zip(states.latents, states.timesteps, strict=True)):
-        latent = torch.tensor(values, device=whole.device, dtype=whole.dtype)[None]
-        predictions: dict[int, Tensor] = {}
+    size = max(1, min(TOGETHER, limit) // max(map(len, batches))) if adapter.mixes_levels else 1
+    for first in range(0, len(states.timesteps), size):
+        levels = states.timesteps[first : first + size]
+        latents = torch.tensor(states.latents[first : first + size], device=whole.device, dtype=whole.dtype)
+        predictions: dict[tuple[int, int], Tensor] = {}
         for batch in batches:
-            rows = latent.expand(len(batch), *latent.shape[1:])
+            pairs = list(product(range(len(levels)), batch))
+            rows, named = [number for number, _ in pairs], [(0, PROBE if index else branch) for _, index in pairs]
             with torch.no_grad():
-                context = torch.cat([contexts[index] for index in batch])
-                named = [(0, PROBE if index else branch) for index in batch]
-                predictions.update(zip(batch, adapter.predict(rows, level, context, rows=named).float(), strict=True))
-        made = torch.stack([predictions[index] for index in range(len(contexts))])
-        yield latent, level, made[0], made[1:]
+                context = torch.cat([contexts[index] for _, index in pairs])
+                made = adapter.predict(latents[rows], [levels[row] for row in rows], context, rows=named).float()
+            predictions.update(zip(pairs, made, strict=True))
+        for number, level in enumerate(levels):
+            made = torch.stack([predictions[number, index] for index in range(len(contexts))])
+            yield latents[number : number + 1], level, made[0], made[1:]
         if progress:
-            progress(number + 1, len(states.timesteps))
+            progress(first + len(levels), len(states.timesteps))
 
 
 def measure_words(

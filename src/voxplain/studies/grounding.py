@@ -26,6 +26,7 @@ from voxplain.attention import RunningMeans
 from voxplain.datasets.frames import Resize, Step, frame_of, grid_like
 from voxplain.geometry import Geometry
 from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
+from voxplain.models.events import TEXT
 from voxplain.studies.effect import KEPT, batched, keeping, kept_steps, measure_words
 from voxplain.studies.honesty import spread
 from voxplain.studies.inverting import invert
@@ -126,7 +127,7 @@ def record(
 
     All states share their noise levels; prompts whose contexts are equally long run together, `limit` at a time. What
     `recipe` accumulates is kept apart, so that several recipes can be read from one pass; `layers` take the place of
-    its own.
+    its own. Where the adapter `mixes_levels`, states of several noise levels fill up a batch.
     """
     if len({trajectory.timesteps for trajectory in states}) != 1 or len(states) != len(prompts):
         raise ValueError("give one trajectory for each prompt, all of them at the same noise levels")
@@ -139,11 +140,16 @@ def record(
         for place, group in enumerate(groups):
             context = torch.cat([contexts[index] for index in group])
             means = RunningMeans([prompts[index] for index in group], per_layer=per_layer, per_head=per_head)
+            size = max(1, limit // len(group)) if adapter.mixes_levels else 1
             with attached(adapter, means.update, chosen):
-                for number, level in enumerate(levels):
-                    adapter.predict(_states(states, group, number).to(context), level, context, step=number)
+                for first in range(0, len(levels), size):
+                    numbers = range(first, min(first + size, len(levels)))
+                    latents = torch.cat([_states(states, group, number) for number in numbers]).to(context)
+                    rows = [(row, TEXT) for _ in numbers for row in range(len(group))]
+                    each = [levels[number] for number in numbers for _ in group]
+                    adapter.predict(latents, each, context.repeat(len(numbers), 1, 1), rows=rows, step=first)
                     if progress:
-                        progress(place * len(levels) + number + 1, len(groups) * len(levels))
+                        progress(place * len(levels) + numbers[-1] + 1, len(groups) * len(levels))
             provenance = {"model": adapter.name, "layers": list(chosen), "timesteps": list(levels)}
             for row, index in enumerate(group):
                 made[index] = means.maps(row, adapter.geometry, provenance)

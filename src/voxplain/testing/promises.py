@@ -128,6 +128,17 @@ def text_reaches_the_prediction(adapter: Adapter, prompts: Sequence[str]) -> Non
     _need(not torch.equal(whole, less), "removing a word before the text encoder changed nothing")
 
 
+def rows_keep_their_noise_levels(adapter: Adapter, prompts: Sequence[str]) -> None:
+    if not adapter.mixes_levels:
+        return
+    levels, context = adapter.timesteps(4)[:2], adapter.encode_prompt(adapter.tokenize(prompts[0]))
+    latent = torch.ones(2, *adapter.latent_shape).to(context)
+    with torch.no_grad():
+        together = adapter.predict(latent, levels, context)
+        alone = torch.cat([adapter.predict(latent[:1], level, context) for level in levels])
+    _need(torch.allclose(together, alone, rtol=1e-3, atol=1e-4), "two noise levels in one batch are not read as alone")
+
+
 GENERAL: tuple[Promise, ...] = (
     layers_are_named_once,
     unknown_layers_are_refused,
@@ -136,6 +147,7 @@ GENERAL: tuple[Promise, ...] = (
     runs_and_steps_are_announced,
     images_become_latents_and_back,
     text_reaches_the_prediction,
+    rows_keep_their_noise_levels,
 )
 
 # what adapters promise whose attention tells tokens apart -----------------------------------------------------------
