@@ -121,6 +121,9 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--keep", type=int, action="append", default=[], help="write a run folder of this line")
     options.add_argument("--recipe", action="append", help="default: mean and effect")
+    options.add_argument(
+        "--lines", nargs=2, type=int, metavar=("FIRST", "LAST"), help="only these, with no summary: side by side"
+    )
     options.add_argument("--fresh", action="store_true", help="forget the rows that are there")
     given = options.parse_args()
     if not SOURCE.is_file():
@@ -140,13 +143,16 @@ def main() -> int:
 
     texts = SOURCE.read_text(encoding="utf-8").splitlines()
     for line, text in enumerate(texts, start=1):
-        if line in rows and line not in given.keep:
+        first, last = given.lines or (1, len(texts))
+        if not first <= line <= last or (line in rows and line not in given.keep):
             continue
         rows[line] = measure(model, text, line, recipes, line in given.keep) | {"weights": weights}
         with log.open("a") as file:
             file.write(json.dumps(rows[line]) + "\n")
         print(f"{line}/{len(texts)}  {rows[line].get('failed', 'ok')}  {rows[line]['seconds']} s", flush=True)
 
+    if given.lines:
+        return 0
     figures = summary([rows[line] for line in sorted(rows)]) | {"weights": weights, "recipes": recipes}
     path = write("impressions", shlex.join(["python", "bench/impressions.py", *sys.argv[1:]]), figures, table(figures))
     print(f"written to {path.relative_to(ROOT)}; read these: python bench/impressions.py --keep N for N in", end=" ")

@@ -45,14 +45,14 @@ SHOWN = (
     "tracing",
     "speed",
     "impressions",
-)  # in the README; the rest in docs, by name
+)  # in the README, without intervals; docs/measurements.md has all tables, these first
 
 
-def cell(value: Any) -> str:
-    """A number with three digits, [value, low, high] with its interval, anything else as it is."""
+def cell(value: Any, brief: bool = False) -> str:
+    """A number with three digits, [value, low, high] with its interval (not if `brief`), anything else as it is."""
     if isinstance(value, (list, tuple)):
         middle, low, high = value
-        if low is None:  # of a single case
+        if brief or low is None:  # of a single case
             return cell(middle)
         return f"{cell(middle)} ({cell(low)} to {cell(high)})"
     if isinstance(value, bool):
@@ -62,20 +62,20 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+def markdown(rows: Iterable[Mapping[str, Any]], brief: bool = False) -> str:
     """A table whose columns are the keys of all rows, in the order of their first appearance."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(column), brief) for column in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def tables(folder: Path, shown: bool) -> str:
-    """The results that have a table, each with the command that made it: those of the README, or the others."""
+def tables(folder: Path, brief: bool) -> str:
+    """The results that have a table, each with the command that made it: all of them, or briefly those of `SHOWN`."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    names = [name for name in SHOWN if name in found] if shown else sorted(set(found) - set(SHOWN))
+    names = [*(name for name in SHOWN if name in found), *([] if brief else sorted({*found} - {*SHOWN}))]
     parts = [
-        f"**{TITLES.get(name, name)}**\n\n{markdown(found[name]['table'])}\n\n`{found[name]['command']}`"
+        f"**{TITLES.get(name, name)}**\n\n{markdown(found[name]['table'], brief)}\n\n`{found[name]['command']}`"
         for name in names
         if found[name].get("table")
     ]
