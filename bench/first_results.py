@@ -242,6 +242,7 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                     columns = tables["groups"]["columns"]
                     row[line[0]] = line[columns.index(name)] if name in columns else None
             table.append(row)
+    table.sort(key=lambda row: ("-shared-" in row["job"], row["job"]))  # phantoms first, then real images
     own = f"python bench/{Path(__file__).name} summary"
     command = " && ".join([*dict.fromkeys(job["command"] for job in figures.values()), own])
     return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table)

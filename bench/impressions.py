@@ -4,8 +4,8 @@
     python bench/impressions.py --keep 12 --keep 97            also writes run folders of these lines, to be read
 
 The impressions (CT-RATE, CC BY-NC-SA 4.0) are read in place and never copied: rows and summary name lines by number and
-hold no text. Rows go to runs/impressions (ignored by git), the summary to bench/results/impressions.json. A run folder
-made with --keep holds the text and stays on your disk.
+hold no text. Rows go to bench/runs, the summary to bench/results/impressions.json. A run folder made with --keep holds
+the text and stays on your disk, in runs/impressions.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from voxplain.tokens import label
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("VOXPLAIN_SHARED", ROOT.parent / "shared"))
 SOURCE = SHARED / "data" / "ct_reports" / "impressions_test.txt"
-FOLDER = ROOT / "runs" / "impressions"
+FOLDER, RUNS = ROOT / "runs" / "impressions", ROOT / "bench" / "runs"
 STEPS = 10
 
 
 def measure(model: Any, text: str, line: int, recipes: Sequence[str], keep: bool) -> dict[str, Any]:
     """What became of one impression; counts and shares only, no text."""
     start = time.perf_counter()
-    row: dict[str, Any] = {"line": line, "characters": len(text)}
+    row: dict[str, Any] = {"case": line, "characters": len(text)}
     try:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
@@ -88,15 +88,15 @@ def read(log: Path) -> Iterator[dict[str, Any]]:
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     done = [row for row in rows if "failed" not in row]
     words = sum(row["words"] for row in done) or 1
-    shares = {row["line"]: row["known_words"] / max(row["words"], 1) for row in done}
+    shares = {row["case"]: row["known_words"] / max(row["words"], 1) for row in done}
     masses = [row["mass"] for row in done if "mass" in row]
     return {
         "impressions": len(rows),
-        "failed": {row["line"]: row["failed"] for row in rows if "failed" in row},
+        "failed": {row["case"]: row["failed"] for row in rows if "failed" in row},
         "known_share": sum(row["known_words"] for row in done) / words,
         "lines_with_unknown_words": sum(row["unknown_words_named"] > 0 for row in done),
-        "lines_cut": [row["line"] for row in done if row["cut_words"]],
-        "lines_cut_without_saying_so": [row["line"] for row in done if not row["cut_text_named"]],
+        "lines_cut": [row["case"] for row in done if row["cut_words"]],
+        "lines_cut_without_saying_so": [row["case"] for row in done if not row["cut_text_named"]],
         "not_distinguishable_share": sum(row["not_distinguishable"] for row in done) / words,
         "mass": {name: statistics.mean(mass[name] for mass in masses) for name in (masses[0] if masses else ())},
         "seconds_median": statistics.median(row["seconds"] for row in rows),
@@ -133,13 +133,14 @@ def main() -> int:
         return 0
 
     recipes = tuple(given.recipe or ("mean", "effect"))
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    log = FOLDER / f"rows-{'-'.join(recipes)}.jsonl"
+    for folder in (FOLDER, RUNS):
+        folder.mkdir(parents=True, exist_ok=True)
+    log = RUNS / f"impressions-{'-'.join(recipes)}.jsonl"
     if given.fresh:
         log.unlink(missing_ok=True)
     model = voxplain.load("thorax")
     weights = getattr(model, "weights_hash", None)
-    rows = {row["line"]: row for row in read(log) if row.get("weights") == weights and "failed" not in row}
+    rows = {row["case"]: row for row in read(log) if row.get("weights") == weights and "failed" not in row}
 
     texts = SOURCE.read_text(encoding="utf-8").splitlines()
     for line, text in enumerate(texts, start=1):
