@@ -33,7 +33,7 @@ TITLES = {
     "runner": "The runner with two workers, and its memory",
     "metrics": "The time of the localization metrics",
     "speed": "Speed and memory of the main job",
-    "impressions": "The main job on 157 real impressions (recipe `mean`, 10 steps)",
+    "impressions": "The main job on 157 real impressions (both recipes, 10 steps)",
     "viewer": "Speed of the viewer's page",
     "tracing": "What tracing costs, beside other packages, and parity with the package daam",
     "text_gain": "How much of the denoising loss of `thorax` its text saves",
