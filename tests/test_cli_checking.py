@@ -53,7 +53,7 @@ def test_a_model_that_keeps_its_promises_is_described_in_words(check):
     assert "  grid 2 x 4 x 6: 1 layer of 1 head, 16 text keys" in lines
     assert "Guidance: one run a step (null and text); without it one run a step (text)." in lines
     assert any(line.startswith("Tracing: ") and "MB kept." in line for line in lines)
-    assert lines[-1] == "Promises: 16 of 16 kept."
+    assert lines[-1] == "Promises: 17 of 17 kept."
 
 
 def test_two_passes_of_guidance_and_the_cost_are_told_as_json(check):
@@ -74,13 +74,13 @@ def test_a_single_text_key_is_a_refusal_and_no_broken_promise(check):
     result = check(ToyAdapter(GRID, single_key=True))
     assert result.exit_code == 0, result.stdout
     assert "refused: layers.0.attn2, layers.1.attn2: " in result.stdout and "recipe 'effect'" in result.stdout
-    assert "Tracing:" not in result.stdout and "Promises: 8 of 8 kept." in result.stdout
+    assert "Tracing:" not in result.stdout and "Promises: 9 of 9 kept." in result.stdout
 
 
 def test_a_broken_promise_is_named_and_ends_in_exit_code_1(check):
     result = check(Changing(GRID))
     assert result.exit_code == 1
-    assert "Promises: 15 of 16 kept." in result.stdout
+    assert "Promises: 16 of 17 kept." in result.stdout
     assert "broken: observing leaves the image bit identical (AssertionError: the traced image" in result.stdout
 
 

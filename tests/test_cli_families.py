@@ -87,7 +87,7 @@ def test_a_diffusers_folder_is_checked_in_words(diffusion):
     assert "Layers that read the text: 7, 7 of them heard." in lines
     assert "  grid 16 x 16: 3 layers of 2 heads, 12 text keys" in lines
     assert "Guidance: one run a step (null and text); without it one run a step (text)." in lines
-    assert lines[-1] == "Promises: 16 of 16 kept."
+    assert lines[-1] == "Promises: 17 of 17 kept."
 
 
 def test_a_medsyn_checkpoint_with_its_text_encoder(medsyn, tmp_path):
