@@ -2,6 +2,8 @@
 
 python bench/rows.py pack        # bench/runs/**/*.jsonl -> bench/results/rows/**/*.jsonl.gz, five digits each
 python bench/rows.py unpack      # and back, where bench/runs has fewer rows, so that a benchmark goes on from them
+
+Rows of real images stay where they are.
 """
 
 import gzip
@@ -15,6 +17,7 @@ from voxplain.runner import read_about, read_rows
 RUNS, ROWS = Path(__file__).parent / "runs", Path(__file__).parent / "results" / "rows"
 DIGITS = 5
 MADE = "made.jsonl"  # these rows name volumes, which are not kept
+REAL = "-shared-"  # jobs on open data: rows of real images are not copied
 
 
 def short(value: Any) -> Any:
@@ -28,7 +31,7 @@ def short(value: Any) -> Any:
 
 def pack(runs: Path = RUNS, rows: Path = ROWS) -> int:
     """Pack every file of rows, and what its rows were made with; how many files there were."""
-    files = sorted(path for path in runs.rglob("*.jsonl") if path.name != MADE)
+    files = sorted(path for path in runs.rglob("*.jsonl") if path.name != MADE and REAL not in str(path))
     for path in files:
         about = read_about(path) if path.with_suffix(".about.json").is_file() else None
         lines = [about, *map(short, read_rows(path))]

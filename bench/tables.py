@@ -23,7 +23,7 @@ TITLES = {
     "choose_layers_thorax-2d-seed2": "The same for `thorax-2d-seed2`",
     "thorax": "Where the words of `thorax` point, with controls (test phantoms, and volumes made of test prompts)",
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
-    "first_results": "Words of every model on 1,000 test phantoms, of `thorax-2d` on films, of `thorax` on CT",
+    "first_results": "Words on test phantoms (`shift`: anatomy out of range), on films and on CT, by model",
     "segmenter_unseen": "The rule-based judge on 300 phantoms it was not tuned on",
     "segmenter_decoded_unseen": "The rule-based judge on the same phantoms, encoded and decoded by `thorax`",
     "reader_unseen": "The learned judge on the same 300 phantoms",
