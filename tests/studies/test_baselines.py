@@ -15,7 +15,7 @@ from voxplain.geometry import regular
 from voxplain.maps import Mask, Sample
 from voxplain.metrics.controls import center_prior
 from voxplain.models.events import Call
-from voxplain.studies import grounding
+from voxplain.studies import baselines, grounding
 from voxplain.studies.baselines import measure, see
 
 TEXT = "left nodule"
@@ -176,6 +176,19 @@ def test_recipes_share_passes_at_the_price_of_each_alone(adapter, names, rows):
     again = measure(adapter, sample, TEXT, "effect", spans=other, seen=seen)  # what was not read before is read now
     alone = measure(adapter, sample, TEXT, "effect", spans=other, steps=12, used=10)
     np.testing.assert_allclose(again.attribution.word("left").values, alone.attribution.word("left").values, atol=1e-6)
+
+
+def test_predictions_that_would_fill_the_memory_are_not_shared(adapter, monkeypatch):
+    sample, spans, calls = image(adapter), [adapter.tokenize(TEXT).find("nodule")], []
+    monkeypatch.setattr(baselines, "HELD", 0)
+    with adapter.watching(calls.append):
+        seen = see(adapter, sample, TEXT, ("mean", "effect", "support"), spans=spans, steps=4, used=3)
+    assert not seen.passes and sum(len(call.rows) for call in calls if isinstance(call, Call)) == 3
+    for name in ("mean", "effect", "support"):
+        made = measure(adapter, sample, TEXT, name, spans=spans, seen=seen)
+        alone = measure(adapter, sample, TEXT, name, spans=spans, steps=4, used=3)
+        np.testing.assert_allclose(made.attribution.maps, alone.attribution.maps, rtol=1e-4, atol=1e-6)
+        assert made.cost.forward == alone.cost.forward
 
 
 def test_asked_spans_are_taken_away_whole_by_every_method_that_takes_text_away(adapter):

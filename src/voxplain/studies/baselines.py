@@ -27,6 +27,7 @@ from voxplain.studies.support import borne_out
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached
 
+HELD = 2**28  # bytes of predictions that are kept for several recipes
 CHANGING = ("occlusion", "integrated_gradients")  # methods that take the image out of its states
 CONTROLS = ("random", "center", "region")
 RECIPES = {
@@ -98,7 +99,8 @@ def see(
     """The states of a profile, to be shared by several methods of `measure`; what can be shared is made once.
 
     If two or more of `methods` are recipes, each state is read once for all of them: with the text, and where a recipe
-    takes it away (at all states for "support", at `KEPT` of them for "effect") without each of `spans`.
+    takes it away (at all states for "support", at `KEPT` of them for "effect") without each of `spans`, as long as the
+    predictions fit into `HELD`.
     """
     adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
@@ -110,11 +112,13 @@ def see(
     every, names = len(states.timesteps), {recipe.name for recipe in known}
     attentive = [recipe for recipe in known if recipe.needs_attention]
     chosen = range(every) if "support" in names else kept_steps(every) if "effect" in names else ()
+    asked = _asked(prompt, spans)
+    if len(chosen) * (2 + len(asked)) * states.latents[0].size * 4 > HELD:
+        chosen = ()  # each recipe that takes text away makes its own passes, and holds one state at a time
     rest = [number for number in range(every) if number not in chosen] if attentive else []
     kinds = frozenset[str]().union(*(recipe.accumulate for recipe in attentive))
     means = RunningMeans([prompt], per_layer="layer" in kinds, per_head="head" in kinds)
     layers, branch = (adapter.layers, TEXT) if attentive else ((), PROBE)
-    asked = _asked(prompt, spans)
     with _counting(adapter) as spent, attached(adapter, means.update, layers):
         made: dict[int, Pass] = {}
         for numbers, away in ((chosen, asked), (rest, ())):
