@@ -30,6 +30,7 @@ import torch
 from record import RESULTS, write
 
 import voxplain
+from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.datasets.base import Excluded
@@ -43,9 +44,12 @@ from voxplain.datasets.shared import VARIABLE
 from voxplain.io.nifti import write_volume
 from voxplain.models.thorax.weights import SHIPPED
 from voxplain.runner import read_rows, run
+from voxplain.studies import rules
+from voxplain.studies.baselines import Cost, Seen, measure
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs, Source
 from voxplain.studies.benchmark_phantoms import Phantoms, numbered
+from voxplain.studies.effect import keeping
 
 RUNS = Path(__file__).parent / "runs" / "first-results"
 VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
@@ -55,6 +59,7 @@ COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
 WAYS = ("renoise", "invert", "generate", "costly")
 PARTS = ["phantoms", "generated", "shift", "real", "summary"]
 SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
+PRICE = ("rows forward", "rows backward", "CPU seconds")  # of a map, a case
 CHESTS = ("lungdx_a0001", "cip_ct64", "totalseg_mediastinum")  # the last is cropped: of it, the heart alone is read
 
 
@@ -167,12 +172,17 @@ def made_run(model: Any, folder: Path, split: str, number: int) -> dict[str, str
     asked = request([plan], rng)
     mention = next(one for one in asked.findings if not one.negated)
     adapter = as_adapter(model)
-    recipes = [name for name in READ if adapter.localizing_layers or name != "selected"]
-    words = numbered(adapter.tokenize(asked.text), mention.span)
-    made = voxplain.explain(model, asked.text, seed=number, recipes=recipes, phrases=[words])
+    tokens = adapter.tokenize(asked.text)
+    words = numbered(tokens, mention.span)
+    attentive = [name for name in READ if recipes.get(name).needs_attention]
+    with keeping(adapter) as kept:
+        made = voxplain.explain(adapter, asked.text, seed=number, recipes=attentive)
+    seen = Seen(kept()[0], {}, Cost(0, 0, 0.0))
+    effect = measure(adapter, made.sample, asked.text, "effect", spans=rules.spans(tokens, (words,)), seen=seen)
+    made = replace(made, attributions={**made.attributions, "effect": effect.attribution})
     volume, geometry = made.sample.image[0], made.sample.geometry
-    seen = [one for one in segmenter.findings(volume) if one.kind == mention.kind]
-    masks = [one.mask for one in seen if mention.side in (None, one.side) or one.side == "bilateral"]
+    found = [one for one in segmenter.findings(volume) if one.kind == mention.kind]
+    masks = [one.mask for one in found if mention.side in (None, one.side) or one.side == "bilateral"]
     if not masks:
         raise Excluded("the rules do not find in the volume what was asked for")
     place = folder / f"{number:04d}"
@@ -223,15 +233,16 @@ def summarize(skipped: Mapping[str, str]) -> Path:
 
     Jobs of an earlier summary stay where their weights still ship and they were not run anew.
     """
-    figures, table = _earlier()
-    for path in sorted(RUNS.glob("*/results.json")):
+    figures = _earlier()
+    for path in RUNS.glob("*/results.json"):
         made = json.loads(path.read_text())
         kept = ("command", "weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out")
         figures[path.parent.name] = {name: made[name] for name in (*kept, "tables")}
-        table = [row for row in table if row["job"] != path.parent.name]
-        tables = {one["name"]: one for one in made["tables"]}
+    table = []
+    for job in sorted(figures, key=lambda job: ("-shared-" in job, job)):  # phantoms first, then real images
+        made, tables = figures[job], {one["name"]: one for one in figures[job]["tables"]}
         for name in made["methods"]:
-            row: dict[str, Any] = {"job": path.parent.name, "map": name, "n": made["scored"]}
+            row: dict[str, Any] = {"job": job, "map": name, "n": made["scored"]}
             for metric in SHOWN:
                 if metric in tables:
                     row[metric] = _cell(tables[metric], "mean over findings", name)
@@ -241,22 +252,24 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                 if line[0].startswith("auc_roc_inside, "):
                     columns = tables["groups"]["columns"]
                     row[line[0]] = line[columns.index(name)] if name in columns else None
+            row |= {price: _cell(tables["cost"], name, price) for price in PRICE if "cost" in tables}
             table.append(row)
-    table.sort(key=lambda row: ("-shared-" in row["job"], row["job"]))  # phantoms first, then real images
     own = f"python bench/{Path(__file__).name} summary"
     command = " && ".join([*dict.fromkeys(job["command"] for job in figures.values()), own])
-    return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table)
+    short = ("job", "map", "n", *(f"{metric}{end}" for metric in SHOWN[:2] for end in ("", ", best control")))
+    brief = [{name: row.get(name) for name in (*short, SHOWN[-1], *PRICE[-1:])} for row in table]
+    kept = [row for row in brief if "-seed" not in row["job"]]
+    return write("first_results", command, {"jobs": figures, "skipped": dict(skipped)}, table, kept)
 
 
-def _earlier() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Jobs and rows of the summary that is there, of models that still have the same weights."""
+def _earlier() -> dict[str, Any]:
+    """Jobs of the summary that is there, of models that still have the same weights."""
     path = RESULTS / "first_results.json"
     if not path.is_file():
-        return {}, []
-    kept = json.loads(path.read_text())
+        return {}
     shipped = {opened(name).weights_hash for name in (*VOLUMES, *FLAT) if (SHIPPED / name).is_dir()}
-    figures = {name: job for name, job in kept["figures"]["jobs"].items() if job["weights"] in shipped}
-    return figures, [row for row in kept["table"] if row["job"] in figures]
+    jobs = json.loads(path.read_text())["figures"]["jobs"]
+    return {name: job for name, job in jobs.items() if job["weights"] in shipped}
 
 
 def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:

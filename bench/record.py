@@ -12,11 +12,17 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("voxplain", "torch", "monai", "numpy", "scipy", "transformers", "tokenizers")
 
 
-def write(name: str, command: str, figures: Mapping[str, Any], table: Sequence[Mapping[str, Any]] = ()) -> Path:
+def write(
+    name: str,
+    command: str,
+    figures: Mapping[str, Any],
+    table: Sequence[Mapping[str, Any]] = (),
+    brief: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Write `bench/results/NAME.json` and give its path back.
 
     `table` is what `tables.py` shows of it: one mapping a row, from column title to text, number, or
-    [value, low, high]. The first column titles the row.
+    [value, low, high]. The first column titles the row. `brief` takes its place in the README.
     """
     content = {
         "command": command,
@@ -25,6 +31,8 @@ def write(name: str, command: str, figures: Mapping[str, Any], table: Sequence[M
         "figures": figures,
         "table": list(table),
     }
+    if brief:
+        content["brief"] = list(brief)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -23,7 +23,10 @@ TITLES = {
     "choose_layers_thorax-2d-seed2": "The same for `thorax-2d-seed2`",
     "thorax": "Where the words of `thorax` point, with controls (test phantoms, and volumes made of test prompts)",
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
-    "first_results": "Words on test phantoms (`shift`: anatomy out of range), on films and on CT, by model",
+    "first_results": "Words on test phantoms (`shift`: anatomy out of range), on films and on CT, by model (means over "
+    "findings; the two other trainings of `thorax-2d` are in docs/measurements.md)",
+    "states": "What costly methods find of the evidence for a word, by states (`thorax-2d`, 24 dev phantoms, AUC)",
+    "states_share": "The same of the share of the prediction that a word makes up, at 8 states",
     "segmenter_unseen": "The rule-based judge on 300 phantoms it was not tuned on",
     "segmenter_decoded_unseen": "The rule-based judge on the same phantoms, encoded and decoded by `thorax`",
     "reader_unseen": "The learned judge on the same 300 phantoms",
@@ -74,10 +77,11 @@ def tables(folder: Path, brief: bool) -> str:
     """The results that have a table, each with the command that made it: all of them, or briefly those of `SHOWN`."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     names = [*(name for name in SHOWN if name in found), *([] if brief else sorted({*found} - {*SHOWN}))]
+    rows = {name: brief and found[name].get("brief") or found[name].get("table") for name in names}
     parts = [
-        f"**{TITLES.get(name, name)}**\n\n{markdown(found[name]['table'], brief)}\n\n`{found[name]['command']}`"
+        f"**{TITLES.get(name, name)}**\n\n{markdown(rows[name], brief)}\n\n`{found[name]['command']}`"
         for name in names
-        if found[name].get("table")
+        if rows[name]
     ]
     return "\n\n".join(parts)
 

@@ -109,7 +109,7 @@ SIBLINGS = {
     "studies.inverting": ["studies.effect"],
     "studies.support": ["studies.effect", "studies.inverting"],
     "studies.grounding": ["studies.effect", "studies.honesty", "studies.inverting", "studies.support"],
-    "studies.owing": ["studies.effect"],
+    "studies.owing": ["studies.effect", "studies.inverting", "studies.support"],
     "studies.baselines": ["studies.effect", "studies.grounding", "studies.owing", "studies.support"],
     "studies.benchmark_cases": ["studies.grounding"],
     "studies.benchmark_words": ["studies.benchmark_cases"],

@@ -17,6 +17,7 @@ from voxplain.metrics.controls import center_prior
 from voxplain.models.events import Call
 from voxplain.studies import baselines, grounding
 from voxplain.studies.baselines import measure, see
+from voxplain.studies.owing import EXPLAINED
 
 TEXT = "left nodule"
 WORDS = 2
@@ -46,48 +47,82 @@ def image(adapter, bright="left"):
     return Sample(np.where(box, 4000.0, -1000.0).astype(np.float32)[None], adapter.geometry, "")
 
 
-@torch.no_grad()
-def parts(adapter, kept=3, seed=0):
-    """For each kept state what "left" adds to the prediction, with and without the image, and the prediction's size."""
-    prompt, sample = adapter.tokenize(TEXT), image(adapter)
-    whole, less = adapter.encode_prompt(prompt), adapter.remove(prompt, prompt.find("left"))
+def parts(adapter, explains, kept=3, seed=0, bright="left"):
+    """For each kept state: the score of "left" by cell for other images under its noise, and what it is relative to.
+
+    What is left of the image in a prediction of noise is the error of that noise, at every level by one factor.
+    """
+    prompt, sample = adapter.tokenize(TEXT), image(adapter, bright)
+    latent = adapter.encode_image(sample.image)
+    with torch.no_grad():
+        whole, less = adapter.encode_prompt(prompt), adapter.remove(prompt, prompt.find("left"))
     states = grounding.thinned(grounding.renoise(adapter, sample, seed=seed), kept)
     for values, level in zip(states.latents, states.timesteps, strict=True):
-        state = torch.tensor(values)[None]
-        empty = state - np.sqrt(1 - level / 1000) * adapter.encode_image(sample.image)
-        full = adapter.predict(state, level, whole)
-        with_image, without = (
-            (adapter.predict(z, level, whole) - adapter.predict(z, level, less))[0].square().sum(0).numpy()
-            for z in (state, empty)
-        )
-        yield state[0, 0].numpy(), with_image, without, float(full.square().sum())
+        state, signal = torch.tensor(values)[None], np.sqrt(1 - level / 1000)
+        noise = (state - signal * latent) / np.sqrt(level / 1000)
+
+        def cells(images, level=level, signal=signal, state=state, noise=noise):
+            full, without = (adapter.predict(state + signal * (images - latent), level, one) for one in (whole, less))
+            if explains == "share":
+                return (full - without)[0].square().sum(0)
+            return ((without - noise).square() - (full - noise).square())[0].sum(0)
+
+        full = adapter.predict(state, level, whole).detach()
+        yield cells, float((full - noise * (explains == "evidence")).square().sum())
 
 
-def test_the_gradient_is_that_of_what_the_prediction_owes_to_the_word(adapter):
-    made = measure(adapter, image(adapter), TEXT, "gradient", kept=3).attribution
-    expected = np.mean([np.abs(2 * owed / seen) / size for seen, owed, _, size in parts(adapter)], axis=0)
-    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-6 * expected.max())
+@pytest.mark.parametrize("explains", EXPLAINED)
+def test_the_gradient_is_that_of_what_is_explained(adapter, explains):
+    made = measure(adapter, image(adapter), TEXT, "gradient", kept=3, explains=explains).attribution
+    latent, slopes = adapter.encode_image(image(adapter).image).requires_grad_(), []
+    for cells, size in parts(adapter, explains):
+        (slope,) = torch.autograd.grad(cells(latent).sum(), latent)
+        slopes.append(slope[0].norm(dim=0).numpy() / size)
+    expected = np.mean(slopes, axis=0)
+    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-5 * expected.max())
     assert made.recipe.name == "gradient" and made.provenance["readout"] == "renoise"
+    assert made.provenance["explains"] == explains
 
 
-def test_integrated_gradients_are_complete_and_cell_by_cell_what_the_image_adds(adapter):
+@pytest.mark.parametrize("explains", EXPLAINED)
+@torch.no_grad()
+def test_integrated_gradients_are_complete_and_cell_by_cell_what_the_image_adds(adapter, explains):
     pytest.importorskip("captum", reason="Captum is not installed (voxplain[captum])")
-    made = measure(adapter, image(adapter), TEXT, "integrated_gradients", kept=3).attribution
-    expected = np.mean([np.abs(owed - empty) / size for _, owed, empty, size in parts(adapter)], axis=0)
-    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-6 * expected.max())
+    made = measure(adapter, image(adapter), TEXT, "integrated_gradients", kept=3, explains=explains).attribution
+    latent = adapter.encode_image(image(adapter).image)
+    each = [(cells(latent) - cells(0 * latent)).abs().numpy() / size for cells, size in parts(adapter, explains)]
+    expected = np.mean(each, axis=0)
+    np.testing.assert_allclose(made.word("left").values, expected, rtol=1e-3, atol=1e-5 * expected.max())
     assert made.provenance["completeness"] < 1e-3
 
 
-def test_occlusion_finds_the_blocks_whose_content_the_word_needs(adapter):
-    made = measure(adapter, image(adapter), TEXT, "occlusion", kept=3, blocks=4).attribution
-    values, box = made.word("left").values, adapter.box("left")
+@pytest.mark.parametrize(("explains", "bright"), [("share", "left"), ("evidence", "nodule")])
+@torch.no_grad()
+def test_occlusion_is_the_fall_when_a_block_becomes_the_mean_of_the_rest(adapter, explains, bright):
+    sample = image(adapter, bright)
+    made = measure(adapter, sample, TEXT, "occlusion", kept=3, blocks=4, explains=explains).attribution
+    values, box, latent = made.word("left").values, adapter.box("left"), adapter.encode_image(sample.image)
     edges = [np.linspace(0, size, 5).astype(int) for size in box.shape]
     for corner in product(range(4), repeat=box.ndim):
         block = tuple(slice(edge[at], edge[at + 1]) for edge, at in zip(edges, corner, strict=True))
-        assert len(np.unique(values[block])) == 1
-        assert (values[block].max() > 1e-3) == box[block].any()
-    assert values.max() <= 1 and made.provenance["regions"] == 4**box.ndim
-    assert made.word("nodule").values.max() < values.max() / 10  # its box shows nothing that could be taken away
+        inside = torch.zeros(box.shape, dtype=torch.bool)
+        inside[block] = True
+        filled = latent.clone()
+        filled[..., inside] = latent[..., ~inside].mean(-1, keepdim=True)
+        states = parts(adapter, explains, bright=bright)
+        falls = [float((cells(latent) - cells(filled)).sum()) / size for cells, size in states]
+        np.testing.assert_allclose(values[block], max(0, np.mean(falls)), rtol=1e-2, atol=1e-4 * values.max())
+        assert (values[block].max() > values.max() / 100) == box[block].any()
+    assert made.provenance["regions"] == 4**box.ndim
+    if explains == "share":  # the other word's box shows nothing that could be taken away
+        assert made.word("nodule").values.max() < values.max() / 10
+
+
+def test_where_there_is_no_evidence_the_share_is_explained(adapter, monkeypatch):
+    made = measure(adapter, image(adapter), TEXT, "gradient", kept=1, profile="generate", steps=2, used=1).attribution
+    assert made.provenance["explains"] == "share"
+    monkeypatch.setattr(type(adapter), "prediction", "flow")  # DDIM does not apply
+    assert measure(adapter, image(adapter), TEXT, "gradient", kept=1).attribution.provenance["explains"] == "share"
 
 
 def test_the_layer_map_is_high_where_the_attention_that_matters_is(adapter):
@@ -228,6 +263,7 @@ def test_bad_requests_are_refused_in_words(adapter):
         ("region", {"region": elsewhere}, "differ in geometry"),
         ("occlusion", {"profile": "generate"}, "occlusion changes the given image"),
         ("occlusion", {"blocks": 1}, "blocks = 1; give 2 or more"),
+        ("gradient", {"explains": "magic"}, "explains = 'magic'; give evidence or share"),
     ):
         with pytest.raises(ValueError, match=complaint):
             measure(adapter, sample, TEXT, method, **options)

@@ -22,7 +22,7 @@ from voxplain.models.events import TEXT, Call, Event
 from voxplain.resampling import resample_to
 from voxplain.studies import grounding
 from voxplain.studies.effect import KEPT, PROBE, Pass, changed, kept_steps, passes, removal
-from voxplain.studies.owing import LIMIT, METHODS, Facts, Maps, Owed
+from voxplain.studies.owing import LIMIT, METHODS, Facts, Maps, Owed, explained
 from voxplain.studies.support import borne_out
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached
@@ -33,9 +33,9 @@ CONTROLS = ("random", "center", "region")
 RECIPES = {
     name: Recipe(name, source, formula, whole_spans=name in METHODS, needs_attention=False)
     for name, source, formula in (
-        ("occlusion", "ours, after Zeiler and Fergus, ECCV 2014", "max(0, S_w - S_w with a block of the image filled)"),
-        ("gradient", "ours, after Simonyan et al., ICLR workshop 2014", "|dS_w / dz|"),
-        ("integrated_gradients", "ours, after Sundararajan et al., ICML 2017", "|(z - noise) * mean of dS_w / dz|"),
+        ("occlusion", "ours, after Zeiler and Fergus, ECCV 2014", "max(0, E_w - E_w with a block of the image filled)"),
+        ("gradient", "ours, after Simonyan et al., ICLR workshop 2014", "|dE_w / dx|"),
+        ("integrated_gradients", "ours, after Sundararajan et al., ICML 2017", "|x * mean of dE_w / dx|"),
         ("grad_cam", "ours, after Selvaraju et al., ICCV 2017", "relu(sum of A * mean over cells of dS_w / dA)"),
         ("random", "control", "1 on a random half of the cells, another half for each word"),
         ("center", "control", "a Gaussian hill in the middle"),
@@ -150,7 +150,7 @@ def measure(
     (default: every word): where a method takes text away, each is taken away as a whole, and of other words there is
     nothing (zero). `seen` are states that were made before; without it they are made by `profile` and `seed`, and by
     `steps` and `used` among the options. `region` is what "region" lights up, in the sample's frame. Other options are
-    those of the method (`points`, `blocks`, `layers`, `limit`).
+    those of the method (`points`, `blocks`, `layers`, `limit`, and `explains`, see `studies.owing`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
     image under a profile that does not read it; ImportError where Captum is missing.
@@ -215,10 +215,11 @@ def _by_method(
 ) -> tuple[Attribution, int]:
     """The attribution, and how many rows gradients ran through."""
     few = grounding.thinned(seen.states, kept)
-    rest = {name: value for name, value in options.items() if name != "limit"}
-    owed = Owed(adapter, prompt, _asked(prompt, spans), sample, few, options.get("limit", LIMIT))
+    rest = {name: value for name, value in options.items() if name not in ("limit", "explains")}
+    what = options.get("explains") or explained(adapter, seen.facts.get("readout", ""))
+    owed = Owed(adapter, prompt, _asked(prompt, spans), sample, few, options.get("limit", LIMIT), what)
     maps, more = METHODS[method](owed, **rest)
-    facts = {**seen.facts, **more, "removed": owed.how, "timesteps": list(few.timesteps)}
+    facts = {**seen.facts, "explains": what, **more, "removed": owed.how, "timesteps": list(few.timesteps)}
     return _attributed(adapter, sample, prompt, RECIPES[method], maps, facts, spans), owed.backward
 
 
