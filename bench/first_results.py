@@ -128,20 +128,19 @@ def flat(model: str) -> bool:
     return "2d" in Path(model).name
 
 
-def real(models: tuple[str, ...], count: int) -> Iterator[Job]:
+def real(models: tuple[str, ...], count: int, profile: str) -> Iterator[Job]:
     """Chest CT by the models of volumes, films by those of pictures; findings by words that the models know."""
-    common: dict[str, Any] = {"count": count, "split": "all"}
+    common: dict[str, Any] = {"count": count, "split": "all", "profile": profile}
     for model in models:
         if flat(model):
-            continue
-        organs = ("left lung", "right lung", "heart")
-        yield Job(model, "shared-ct-structures", labels=organs, **common)
-        yield Job(model, "shared-ct-structures", labels=("mass",), texts={"mass": "nodule"}, **common)
-    for model in filter(flat, models):
-        yield Job(model, "shared-cxr-lungs", **common)
-        for text in ("consolidation", "opacity"):
-            labels = {"labels": ("pneumonia",), "texts": {"pneumonia": text}}
-            yield Job(model, "shared-nih_cxr-boxes", **labels, **common)
+            yield Job(model, "shared-cxr-lungs", **common)
+            for text in ("consolidation", "opacity"):
+                labels = {"labels": ("pneumonia",), "texts": {"pneumonia": text}}
+                yield Job(model, "shared-nih_cxr-boxes", **labels, **common)
+        else:
+            organs = ("left lung", "right lung", "heart")
+            yield Job(model, "shared-ct-structures", labels=organs, **common)
+            yield Job(model, "shared-ct-structures", labels=("mass",), texts={"mass": "nodule"}, **common)
 
 
 def made_runs(model: str, split: str, count: int) -> Path:
@@ -318,7 +317,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test"])
     parser.add_argument("--count", type=int, help="cases (1,000; generated and shift 300; real: all)")
     parser.add_argument("--few", type=int, help="cases of what is costly (200)")
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading phantoms (all)")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading phantoms, and of real images (all)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--used", type=int, default=40)
     options = parser.parse_args()
@@ -335,7 +334,7 @@ def main() -> None:
         some = options.count or 300
         jobs += [Job(model, "generated", some, READ, split=options.split) for model in models if not flat(model)]
     if "real" in options.parts:
-        jobs += real(models, options.count or 10**6)
+        jobs += [job for way in ("renoise", "invert") for job in real(models, options.count or 10**6, way)]
     kept = RUNS / "skipped.json"
     skipped = json.loads(kept.read_text()) if kept.is_file() else {}
     for job in (job for job in jobs if job.way in options.ways):

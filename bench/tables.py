@@ -25,6 +25,7 @@ TITLES = {
     "thorax_generation": "What `thorax` makes of test prompts, by two judges (aims: 0.85, side 0.9, lobe 0.8)",
     "first_results": "Words on test phantoms (`shift`: anatomy out of range), on films and on CT, by model (means over "
     "findings; the two other trainings of `thorax-2d` are in docs/measurements.md)",
+    "ways": "Read-outs by inversion and by generation against new noise, on the same test phantoms",
     "states": "What costly methods find of the evidence for a word, by states (`thorax-2d`, 24 dev phantoms, AUC)",
     "states_share": "The same of the share of the prediction that a word makes up, at 8 states",
     "segmenter_unseen": "The rule-based judge on 300 phantoms it was not tuned on",

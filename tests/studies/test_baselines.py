@@ -144,6 +144,7 @@ def test_the_layer_map_is_high_where_the_attention_that_matters_is(adapter):
         ("gradient", {"kept": 2}, lambda axes: 2 * (1 + 2 * WORDS), 2 * 2 * WORDS),
         ("grad_cam", {"kept": 2}, lambda axes: 2 * (1 + 2 * WORDS), 2 * WORDS),
         ("occlusion", {"kept": 2, "blocks": 2}, lambda axes: 2 * (1 + (WORDS + 1) * (2**axes + 1)), 0),
+        ("occlusion", {"blocks": 2}, lambda axes: 2 * (1 + (WORDS + 1) * (2**axes + 1)), 0),
         ("gradient", {"kept": 2, "profile": "invert"}, lambda axes: 2 * 39 + 2 * (1 + 2 * WORDS), 2 * 2 * WORDS),
         ("random", {}, lambda axes: 0, 0),
         ("center", {}, lambda axes: 0, 0),

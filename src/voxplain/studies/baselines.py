@@ -28,6 +28,7 @@ from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import attached
 
 HELD = 2**28  # bytes of predictions that are kept for several recipes
+STATES = {"occlusion": 2, "integrated_gradients": 2}  # as good as `KEPT` on `dev` (bench/states.py), at a quarter of it
 CHANGING = ("occlusion", "integrated_gradients")  # methods that take the image out of its states
 CONTROLS = ("random", "center", "region")
 RECIPES = {
@@ -139,18 +140,19 @@ def measure(
     seen: Seen | None = None,
     profile: str = "renoise",
     seed: int = 0,
-    kept: int = KEPT,
+    kept: int | None = None,
     region: Mask | None = None,
     **options: Any,
 ) -> Measured:
     """The maps of words by a method of `METHODS`, a control of `CONTROLS`, or any recipe that `ground` reads.
 
-    Methods look at `kept` of the states, evenly spaced, as the effect does ("support" at all of them); what it took to
-    make the states is in the price of each map. `spans` are the rows of the words and phrases that are asked for
-    (default: every word): where a method takes text away, each is taken away as a whole, and of other words there is
-    nothing (zero). `seen` are states that were made before; without it they are made by `profile` and `seed`, and by
-    `steps` and `used` among the options. `region` is what "region" lights up, in the sample's frame. Other options are
-    those of the method (`points`, `blocks`, `layers`, `limit`, and `explains`, see `studies.owing`).
+    Methods look at `kept` of the states, evenly spaced (by default `STATES`, else 8, as the effect does; "support" at
+    all of them); what it took to make the states is in the price of each map. `spans` are the rows of the words and
+    phrases that are asked for (default: every word): where a method takes text away, each is taken away as a whole, and
+    of other words there is nothing (zero). `seen` are states that were made before; without it they are made by
+    `profile` and `seed`, and by `steps` and `used` among the options. `region` is what "region" lights up, in the
+    sample's frame. Other options are those of the method (`points`, `blocks`, `layers`, `limit`, and `explains`, see
+    `studies.owing`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
     image under a profile that does not read it; ImportError where Captum is missing.
@@ -166,6 +168,7 @@ def measure(
             made = _control(adapter, sample, prompt, method, seed, region)
         return Measured(made, spent())
     seen = seen or see(adapter, sample, text, profile=profile, seed=seed, **levels)
+    kept = kept or STATES.get(method, KEPT)
     backward, before = 0, Cost(0, 0, 0.0)
     with _counting(adapter) as spent:
         if method in METHODS:
