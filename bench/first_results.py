@@ -56,7 +56,8 @@ VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
 CHEAP = ("mean", "selected", "effect", "support")
 READ = ("mean", "selected", "effect")  # on many cases: support, at every state, takes half as long again
 COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
-WAYS = ("renoise", "invert", "generate", "costly")
+EVIDENCE = ("support",)  # by inversion
+WAYS = ("renoise", "invert", "generate", "evidence", "costly")
 PARTS = ["phantoms", "generated", "shift", "real", "summary"]
 SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
 PRICE = ("rows forward", "rows backward", "CPU seconds")  # of a map, a case
@@ -78,7 +79,7 @@ class Job:
 
     @property
     def way(self) -> str:
-        return "costly" if self.methods == COSTLY else self.profile
+        return {COSTLY: "costly", EVIDENCE: "evidence"}.get(self.methods, self.profile)
 
     @property
     def name(self) -> str:
@@ -120,6 +121,7 @@ def phantoms(models: tuple[str, ...], split: str, count: int, few: int) -> Itera
         if split != "shift":
             yield Job(model, "phantoms", few, READ, profile="invert", split=split)
             yield Job(model, "phantoms", few, READ, profile="generate", split=split)
+            yield Job(model, "phantoms", few, EVIDENCE, profile="invert", split=split)
             yield Job(model, "phantoms", few, COSTLY, split=split)
 
 
@@ -317,7 +319,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test"])
     parser.add_argument("--count", type=int, help="cases (1,000; generated and shift 300; real: all)")
     parser.add_argument("--few", type=int, help="cases of what is costly (200)")
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading phantoms, and of real images (all)")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading images (all)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--used", type=int, default=40)
     options = parser.parse_args()
