@@ -281,7 +281,8 @@ def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:
 def _best(table: Mapping[str, Any], methods: list[str]) -> str | None:
     """The highest control that knows neither the model nor the truth, with its mean over findings."""
     oracles = ("oracle of the grid", "chance", "n", "without a value", "finding")
-    names = [name for name in table["columns"] if name not in (*methods, *oracles) and not name.startswith(methods[0])]
+    own = f"{methods[0]}, "  # its first sub-token, and its score against another case's truth
+    names = [name for name in table["columns"] if name not in (*methods, *oracles) and not name.startswith(own)]
     found = {name: _cell(table, "mean over findings", name) for name in names}
     means = {name: cell[0] for name, cell in found.items() if cell}
     best = max(means, key=lambda name: means[name], default=None)
