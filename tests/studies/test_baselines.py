@@ -264,6 +264,7 @@ def test_bad_requests_are_refused_in_words(adapter):
         ("region", {"region": elsewhere}, "differ in geometry"),
         ("occlusion", {"profile": "generate"}, "occlusion changes the given image"),
         ("occlusion", {"blocks": 1}, "blocks = 1; give 2 or more"),
+        ("gradient", {"explains": "evidence", "profile": "generate", "steps": 2, "used": 1}, "does not read"),
         ("gradient", {"explains": "magic"}, "explains = 'magic'; give evidence or share"),
     ):
         with pytest.raises(ValueError, match=complaint):

@@ -219,7 +219,10 @@ def _by_method(
     """The attribution, and how many rows gradients ran through."""
     few = grounding.thinned(seen.states, kept)
     rest = {name: value for name, value in options.items() if name not in ("limit", "explains")}
-    what = options.get("explains") or explained(adapter, seen.facts.get("readout", ""))
+    readout = seen.facts.get("readout", "")
+    what = options.get("explains") or explained(adapter, readout)
+    if what == "evidence" and readout == "generate":
+        raise ValueError("evidence is measured against the given image, which the profile 'generate' does not read")
     owed = Owed(adapter, prompt, _asked(prompt, spans), sample, few, options.get("limit", LIMIT), what)
     maps, more = METHODS[method](owed, **rest)
     facts = {**seen.facts, "explains": what, **more, "removed": owed.how, "timesteps": list(few.timesteps)}
