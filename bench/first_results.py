@@ -50,6 +50,7 @@ from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs, Source
 from voxplain.studies.benchmark_phantoms import Phantoms, numbered
 from voxplain.studies.effect import keeping
+from voxplain.studies.grounding import PROFILES
 
 RUNS = Path(__file__).parent / "runs" / "first-results"
 VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
@@ -320,7 +321,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["dev", "test"])
     parser.add_argument("--count", type=int, help="cases (1,000; generated and shift 300; real: all)")
     parser.add_argument("--few", type=int, help="cases of what is costly (200)")
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="of reading images (all)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="of reading (all; real: renoise)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--used", type=int, default=40)
     options = parser.parse_args()
@@ -337,10 +338,11 @@ def main() -> None:
         some = options.count or 300
         jobs += [Job(model, "generated", some, READ, split=options.split) for model in models if not flat(model)]
     if "real" in options.parts:
-        jobs += [job for way in ("renoise", "invert") for job in real(models, options.count or 10**6, way)]
+        for way in options.ways or ("renoise",):
+            jobs += real(models, options.count or 10**6, way) if way in PROFILES else ()
     kept = RUNS / "skipped.json"
     skipped = json.loads(kept.read_text()) if kept.is_file() else {}
-    for job in (job for job in jobs if job.way in options.ways):
+    for job in (job for job in jobs if job.way in (options.ways or WAYS)):
         skipped.pop(job.name, None)
         if reason := done(job, options.steps, options.used):
             skipped[job.name] = reason

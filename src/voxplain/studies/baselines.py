@@ -155,7 +155,7 @@ def measure(
     `studies.owing`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
-    image under a profile that does not read it; ImportError where Captum is missing.
+    image, or evidence, under a profile that does not read it; ImportError where Captum is missing.
     """
     adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
