@@ -22,7 +22,8 @@ from voxplain.maps import Mask, Sample
 from voxplain.metrics.localization import auc_roc
 from voxplain.recipes import reduce
 from voxplain.studies.benchmark_phantoms import carried
-from voxplain.studies.grounding import fitted, record, renoise, thinned
+from voxplain.studies.fitting import fitted
+from voxplain.studies.grounding import record, renoise, thinned
 
 MOST, VOXELS = 4, 4000  # layers in a set; voxels of a volume, or of a region, that are enough to rank sets
 Drawn = tuple[np.ndarray, np.ndarray]  # maps [layers, voxels], truth [voxels]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from record import RESULTS, write
-from thorax import CORE, PER_LAYER, RUNS, Bench, map_of, rows_of
+from thorax import CORE, PER_LAYER, RUNS, Bench, map_of, named_region, rows_of
 
 from voxplain.datasets.phantom import segmenter
 from voxplain.datasets.phantom.cases import plan_finding
@@ -131,7 +131,7 @@ def guidance(bench: Bench, index: int) -> dict[str, Any]:
         figures: dict[str, Any] = {"found": bool(masks)}
         if masks:
             truth, anatomy = np.logical_or.reduce(masks), register(sample.image[0])
-            region = anatomy.side(plan.side) if plan.side in ("left", "right") else anatomy.lungs
+            region = named_region(anatomy, mention.region, sample.image[0])
             maps = tracer.maps()[0]
             heat = map_of(reduce(maps, PER_LAYER), maps.prompt, mention.span, sample.geometry)
             with suppress(Undefined):

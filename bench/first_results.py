@@ -13,52 +13,36 @@ line to bench/results/test_log.jsonl: test seeds report, they never choose.
 """
 
 import argparse
-import csv
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from first_results_cases import READ, RUNS, Drawn, Made, made_runs, opened, shown
 from record import RESULTS, write
 
-import voxplain
-from voxplain import recipes
 from voxplain.adapters import as_adapter
-from voxplain.adapters.base import Adapter
-from voxplain.datasets.base import Excluded
 from voxplain.datasets.opening import build
-from voxplain.datasets.phantom import segmenter
-from voxplain.datasets.phantom.cases import SPLITS, held_out, plan_finding
-from voxplain.datasets.phantom.findings import CORE
-from voxplain.datasets.phantom.impressions import request
-from voxplain.datasets.phantom.registration import register
 from voxplain.datasets.shared import VARIABLE
-from voxplain.io.nifti import write_volume
 from voxplain.models.thorax.weights import SHIPPED
-from voxplain.runner import read_rows, run
-from voxplain.studies import rules
-from voxplain.studies.baselines import Cost, Seen, measure
+from voxplain.runner import read_rows
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs, Source
-from voxplain.studies.benchmark_phantoms import Phantoms, numbered
-from voxplain.studies.effect import keeping
+from voxplain.studies.benchmark_tables import PLAIN, SWAPPED, WEIGHTED
 from voxplain.studies.grounding import PROFILES
 
-RUNS = Path(__file__).parent / "runs" / "first-results"
 VOLUMES, FLAT = ("thorax",), ("thorax-2d", "thorax-2d-seed1", "thorax-2d-seed2")
 CHEAP = ("mean", "selected", "effect", "support")
-READ = ("mean", "selected", "effect")  # on many cases: support, at every state, takes half as long again
 COSTLY = (*CHEAP, "gradient", "integrated_gradients", "grad_cam", "occlusion")
 EVIDENCE = ("support",)  # by inversion
-WAYS = ("renoise", "invert", "generate", "evidence", "costly")
+WAYS = ("renoise", "invert", "generate", "evidence", "costly", "made")
 PARTS = ["phantoms", "generated", "shift", "real", "summary"]
 SHOWN = ("auc_roc_inside", "auc_roc", "cnr", "pointing_game")
 PRICE = ("rows forward", "rows backward", "CPU seconds")  # of a map, a case
@@ -80,6 +64,8 @@ class Job:
 
     @property
     def way(self) -> str:
+        if self.data == "generated":
+            return "made"
         return {COSTLY: "costly", EVIDENCE: "evidence"}.get(self.methods, self.profile)
 
     @property
@@ -92,27 +78,12 @@ class Job:
         if self.data == "phantoms":
             return Drawn(self.count, self.split)
         if self.data == "generated":
-            return Runs(made_runs(self.model, self.split, self.count))
+            return Made(made_runs(self.model, self.split, self.count), model=self.model, split=self.split)
         built = build(self.data)
         if self.data == "shared-ct-structures":
             kept = tuple(record for record in built.records if record.patient in CHESTS)
             built = replace(built, records=kept)
         return Records(built, None, self.count, labels=self.labels, texts=self.texts)
-
-
-@dataclass(frozen=True)
-class Drawn(Phantoms):
-    """Phantoms whose training masks are drawn once for all jobs."""
-
-    def masks(self, prior: Any, adapter: Adapter | None) -> Iterator[np.ndarray]:
-        axes = as_adapter(adapter).geometry.ndim
-        path = RUNS / "masks" / f"{'-'.join(prior)}-{axes}d.npz".replace(" ", "_")
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(f".{os.getpid()}.npz")
-            np.savez_compressed(beside, masks=np.stack(list(super().masks(prior, adapter))))
-            beside.rename(path)
-        yield from np.load(path)["masks"]
 
 
 def phantoms(models: tuple[str, ...], split: str, count: int, few: int) -> Iterator[Job]:
@@ -144,61 +115,6 @@ def real(models: tuple[str, ...], count: int, profile: str) -> Iterator[Job]:
             organs = ("left lung", "right lung", "heart")
             yield Job(model, "shared-ct-structures", labels=organs, **common)
             yield Job(model, "shared-ct-structures", labels=("mass",), texts={"mass": "nodule"}, **common)
-
-
-def made_runs(model: str, split: str, count: int) -> Path:
-    """A table of run folders, one for each prompt with one finding, with the masks that the rules see in the volume."""
-    folder = RUNS / f"{Path(model).name}-made-{split}"
-    cases = [(f"{number:04d}", number) for number in range(count)]
-
-    def prepare() -> Callable[[int], dict[str, str]]:
-        return partial(made_run, opened(model), folder, split)
-
-    rows = run(
-        cases, prepare, folder / "made.jsonl", about={"model": model, "split": split}, progress=shown(folder.name)
-    )
-    table = folder / "runs.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("run", "mask", "words", "label", "region", "patient", "group"))
-        writer.writeheader()
-        for row in sorted(read_rows(rows), key=lambda row: row["case"]):
-            if "failed" not in row:
-                writer.writerow({name: row[name] for name in writer.fieldnames})
-    return table
-
-
-def made_run(model: Any, folder: Path, split: str, number: int) -> dict[str, str]:
-    """Generate one volume with every recipe, and find in it what was asked for; `Excluded` where it is not there."""
-    rng = np.random.default_rng((83, SPLITS[split], number))
-    plan = plan_finding(rng, CORE[number % len(CORE)])
-    asked = request([plan], rng)
-    mention = next(one for one in asked.findings if not one.negated)
-    adapter = as_adapter(model)
-    tokens = adapter.tokenize(asked.text)
-    words = numbered(tokens, mention.span)
-    attentive = [name for name in READ if recipes.get(name).needs_attention]
-    with keeping(adapter) as kept:
-        made = voxplain.explain(adapter, asked.text, seed=number, recipes=attentive)
-    seen = Seen(kept()[0], {}, Cost(0, 0, 0.0))
-    effect = measure(adapter, made.sample, asked.text, "effect", spans=rules.spans(tokens, (words,)), seen=seen)
-    made = replace(made, attributions={**made.attributions, "effect": effect.attribution})
-    volume, geometry = made.sample.image[0], made.sample.geometry
-    found = [one for one in segmenter.findings(volume) if one.kind == mention.kind]
-    masks = [one.mask for one in found if mention.side in (None, one.side) or one.side == "bilateral"]
-    if not masks:
-        raise Excluded("the rules do not find in the volume what was asked for")
-    place = folder / f"{number:04d}"
-    voxplain.io.save_run(made, place, overwrite=True)
-    anatomy = register(volume)
-    sides = {f"{side} lung": anatomy.side(side) for side in ("left", "right")}
-    region = {**anatomy.lobes(), **sides, "lungs": anatomy.lungs}.get(mention.region)
-    write_volume(place / "truth.nii.gz", np.logical_or.reduce(masks), geometry, np.uint8)
-    if region is not None:
-        write_volume(place / "region.nii.gz", region, geometry, np.uint8)
-    group = "held out" if held_out(plan) else "seen"
-    paths = {"run": place.name, "mask": f"{place.name}/truth.nii.gz"}
-    inside = f"{place.name}/region.nii.gz" if region is not None else ""
-    return {**paths, "words": words, "label": mention.kind, "region": inside, "patient": place.name, "group": group}
 
 
 def done(job: Job, steps: int, used: int) -> str:
@@ -239,7 +155,7 @@ def summarize(skipped: Mapping[str, str]) -> Path:
     for path in RUNS.glob("*/results.json"):
         made = json.loads(path.read_text())
         kept = ("command", "weights", "scored", "failed", "methods", "profile", "steps", "used", "source", "left_out")
-        figures[path.parent.name] = {name: made[name] for name in (*kept, "tables")}
+        figures[path.parent.name] = {name: made[name] for name in (*kept, "tables") if name in made}
     table = []
     for job in sorted(figures, key=lambda job: ("-shared-" in job, job)):  # phantoms first, then real images
         made, tables = figures[job], {one["name"]: one for one in figures[job]["tables"]}
@@ -247,13 +163,15 @@ def summarize(skipped: Mapping[str, str]) -> Path:
             row: dict[str, Any] = {"job": job, "map": name, "n": made["scored"]}
             for metric in SHOWN:
                 if metric in tables:
-                    row[metric] = _cell(tables[metric], "mean over findings", name)
-                    row[f"{metric}, all cases"] = _cell(tables[metric], "all cases", name)
+                    row[metric] = _cell(tables[metric], PLAIN, name)
+                    row[f"{metric}, all cases"] = _cell(tables[metric], WEIGHTED, name)
                     row[f"{metric}, best control"] = _best(tables[metric], made["methods"])
-            for line in tables.get("groups", {"rows": []})["rows"]:
-                if line[0].startswith("auc_roc_inside, "):
-                    columns = tables["groups"]["columns"]
-                    row[line[0]] = line[columns.index(name)] if name in columns else None
+            row[f"{SHOWN[0]}, less another case's truth"] = _swapped(tables, name, made["methods"][0])
+            groups = tables.get("groups", {"rows": []})
+            for line in groups["rows"]:
+                if line[0].startswith(f"{SHOWN[0]}, "):
+                    row[line[0]] = _cell(groups, line[0], name) if name in groups["columns"] else None
+                    row[f"{line[0]}, best control"] = _best(groups, made["methods"], line[0])
             row |= {price: _cell(tables["cost"], name, price) for price in PRICE if "cost" in tables}
             table.append(row)
     own = f"python bench/{Path(__file__).name} summary"
@@ -279,12 +197,21 @@ def _cell(table: Mapping[str, Any], line: str, column: str) -> Any:
     return row[table["columns"].index(column)]
 
 
-def _best(table: Mapping[str, Any], methods: list[str]) -> str | None:
+def _swapped(tables: Mapping[str, Any], name: str, lead: str) -> Any:
+    """What a map finds of its own case beyond what another case of the same text has; rows of old have the first's."""
+    rows = {row[0]: row[1] for row in tables["swapped"]["rows"]} if "swapped" in tables else {}
+    if "gains" in tables and tables["gains"]["columns"][1].startswith(f"{SHOWN[0]}:"):
+        old = {row[0]: row[1] for row in tables["gains"]["rows"]}
+        rows.setdefault(lead, old.get(lead + SWAPPED))
+    return rows.get(name)
+
+
+def _best(table: Mapping[str, Any], methods: list[str], line: str = PLAIN) -> str | None:
     """The highest control that knows neither the model nor the truth, with its mean over findings."""
-    oracles = ("oracle of the grid", "chance", "n", "without a value", "finding")
+    oracles = ("oracle of the grid", "chance", "n", "without a value", "finding", "metric and group")
     own = f"{methods[0]}, "  # its first sub-token, and its score against another case's truth
     names = [name for name in table["columns"] if name not in (*methods, *oracles) and not name.startswith(own)]
-    found = {name: _cell(table, "mean over findings", name) for name in names}
+    found = {name: _cell(table, line, name) for name in names}
     means = {name: cell[0] for name, cell in found.items() if cell}
     best = max(means, key=lambda name: means[name], default=None)
     return None if best is None else f"{best}: {means[best]:.3f}"
@@ -293,21 +220,6 @@ def _best(table: Mapping[str, Any], methods: list[str]) -> str | None:
 def _finished(folder: Path) -> int:
     rows = folder / "rows.jsonl"
     return sum(1 for _ in read_rows(rows)) if rows.is_file() else 0
-
-
-@cache
-def opened(model: str) -> Any:
-    """The model, loaded once, on the GPU where there is one."""
-    return voxplain.load(model, device="cuda" if torch.cuda.is_available() else None)
-
-
-def shown(name: str) -> Callable[[int, int, float], None]:
-    """Progress on the error stream."""
-
-    def report(finished: int, total: int, left: float) -> None:
-        print(f"\r{name} {finished}/{total}, {left:.0f} s left ", end="", file=sys.stderr)
-
-    return report
 
 
 def _command() -> str:

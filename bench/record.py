@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("voxplain", "torch", "monai", "numpy", "scipy", "transformers", "tokenizers")
+PACKAGES = ("voxplain", "torch", "monai", "numpy", "scipy", "scikit-learn", "transformers", "tokenizers")
 
 
 def write(

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from first_results import RUNS, Drawn, opened, shown
+from first_results_cases import RUNS, Drawn, opened, shown
 from record import write
 
 from voxplain.adapters import as_adapter

@@ -63,7 +63,7 @@ def cell(value: Any, brief: bool = False) -> str:
         return "yes" if value else "**no**"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).replace("|", r"\|")
 
 
 def markdown(rows: Iterable[Mapping[str, Any]], brief: bool = False) -> str:

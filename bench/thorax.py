@@ -114,7 +114,7 @@ class Bench:
         for mention, truth in _drawn(prompt.findings, found):
             if mention.kind not in CORE or truth is None:
                 continue
-            region = _region(anatomy, mention.region, volume)
+            region = named_region(anatomy, mention.region, volume)
             named = {r.name: reduce(maps, r) for r in self.recipes()}
             scores.append(self._score(mention, tokens, truth, region, named, states()[0], volume))
             break
@@ -150,7 +150,7 @@ class Bench:
         score: dict[str, Any] = {}
         for (mention, truth), values in zip(drawn, maps, strict=True):
             if mention.kind in CORE and truth is not None:
-                region = _region(register(volume), mention.region, volume)
+                region = named_region(register(volume), mention.region, volume)
                 score = _figures("support", _at(values, geometry), truth, region)
                 break
         return [{"told": told, "score": score}]
@@ -395,7 +395,7 @@ def _volume_path(label: str, index: int) -> Path:
     return folder / f"{index:04d}.npy"
 
 
-def _region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
+def named_region(anatomy, name: str, volume: np.ndarray) -> np.ndarray:
     if name == "body":
         return ndimage.binary_fill_holes(volume > -500)
     if name == "lungs":
@@ -525,6 +525,7 @@ def summarize(label: str, split: str) -> None:
             table.append(row)
     print(write("thorax", command, figures, table))
     if cases := rows.get("generation"):
+        command = f"python bench/thorax.py generation reader summary --split {split} --count {len(cases)}"
         print(write("thorax_generation", command, {"see": "thorax.json"}, _generation_table(figures)))
 
 

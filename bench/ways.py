@@ -1,13 +1,14 @@
 """Inverting and generating against noising anew: differences on the same test phantoms, case by case.
 
-python bench/first_results.py phantoms       # makes the rows; `python bench/rows.py unpack` brings those committed
-python bench/ways.py                         # bench/results/ways.json
+python bench/first_results.py phantoms                    # makes the rows, or
+python bench/rows.py unpack && python bench/ways.py       # of those that are committed: bench/results/ways.json
 """
 
 from typing import Any
 
 import numpy as np
-from first_results import FLAT, READ, RUNS, SHOWN, VOLUMES
+from first_results import FLAT, SHOWN, VOLUMES
+from first_results_cases import READ, RUNS
 from record import write
 
 from voxplain.metrics.statistics import bootstrap
@@ -43,7 +44,9 @@ def main() -> None:
                     row[ABOUT[metric]] = float(kept[:, 0].mean())
                     row[f"{ABOUT[metric]}, minus that of {base}"] = [found.mean, found.low, found.high]
                 table.append(row)
-    print(write("ways", "python bench/ways.py", {"weights": weights}, table))
+    if not table:
+        raise SystemExit("there are no rows yet: python bench/rows.py unpack brings those that are committed")
+    print(write("ways", "python bench/rows.py unpack && python bench/ways.py", {"weights": weights}, table))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def test_rows_with_different_columns_share_one_table(tables):
     ]
 
 
+def test_a_bar_in_a_cell_divides_nothing(tables):
+    drawn = tables.markdown([{"map": "mean", "best control": "|value - mean|: 0.767"}])
+    assert drawn.splitlines()[2] == r"| mean | \|value - mean\|: 0.767 |"
+
+
 def test_a_lost_marker_is_an_error(tables):
     with pytest.raises(ValueError, match="one pair of markers"):
         tables.between("no markers here", "results", "x")
@@ -90,6 +95,17 @@ def test_packed_rows_go_on_where_they_were_stopped(tmp_path, monkeypatch):
         assert new == {**old, "value": pytest.approx(old["value"], rel=1e-4), "seconds": new["seconds"]}
     with pytest.raises(ValueError, match="other settings"):
         run(cases, lambda: work, path, about={"model": "thorax"})
+
+
+def test_generated_volumes_without_what_was_asked_are_counted(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from first_results_cases import Made
+
+    (tmp_path / "runs.csv").write_text("run,mask\n0000,0000/truth.nii.gz\n")
+    (tmp_path / "made.about.json").write_text("{}")
+    lines = [{"case": "0000", "run": "0000"}, *({"case": f"000{n}", "failed": "not there"} for n in (1, 2))]
+    (tmp_path / "made.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Made(tmp_path / "runs.csv", model="toy").left_out == {"not there": 2}
 
 
 def test_a_summary_keeps_what_was_measured_before_and_counts_later_cases_with_it(tmp_path, monkeypatch):

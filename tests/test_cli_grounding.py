@@ -9,10 +9,11 @@ from test_cli import call, refused
 
 from voxplain import loading
 from voxplain.adapters.toy import ToyAdapter
+from voxplain.cli import grounding as cli
 from voxplain.geometry import regular
 from voxplain.io.nifti import read_volume, write_volume
 from voxplain.io.run import load_run
-from voxplain.studies import explaining, grounding
+from voxplain.studies import explaining, fitting, grounding
 from voxplain.studies.effect import measure_phrase
 from voxplain.studies.given import given
 
@@ -119,7 +120,7 @@ def test_a_volume_and_its_mask_are_brought_to_the_grid_by_millimeters(tmp_path):
     assert result.exit_code == 0, result.stderr
     kept = load_run(run)
     assert [step["step"] for step in kept.provenance["frame"]["steps"]] == ["Grid"]
-    expected = grounding.fitted(given(image, "x", SOLID).sample, SOLID.geometry)
+    expected = fitting.fitted(given(image, "x", SOLID).sample, SOLID.geometry)
     assert np.array_equal(kept.sample.image, expected.image) and kept.sample.geometry.same_as(expected.geometry)
     assert kept.provenance["scores"]["mean"]["pointing_game"] == 1.0 and kept.provenance["truth"]["share"] == 1.0
     refused(on(image, "--profile", "invert", model="solid", out="inverted")[0], "cannot be inverted", "'renoise'")
@@ -181,12 +182,53 @@ def test_every_token_rule_gives_its_map(film):
         assert np.allclose(made, expected, atol=1e-7)
 
 
+def test_forms_of_a_finding_are_alternatives_and_substrings_need_no_whole_word(film):
+    for number, options in enumerate((("--word", "effusions"), ("--rule", "substring"))):
+        result, run = on(film, "--word", "effusion", *options, out=f"several-{number}")
+        assert result.exit_code == 0, result.stderr
+        alone = on(film, "--word", "effusion", out=f"one-{number}")[1]
+        made, expected = (read_volume(one / "rule-mean.nii.gz", 2)[0] for one in (run, alone))
+        assert np.allclose(made, expected, atol=1e-7)
+    result, run = on(film, "--word", "effus", "--rule", "substring", out="part")
+    assert result.exit_code == 0, result.stderr
+    assert np.allclose(read_volume(run / "rule-mean.nii.gz", 2)[0], expected, atol=1e-7)
+
+
+def test_a_run_is_in_place_with_its_rule_maps_or_not_at_all(film, monkeypatch):
+    def fail(*given):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "keep", fail)
+        refused(on(film, "--word", "effusion")[0], "the disk is full", code=1)
+    assert list(film.parent.iterdir()) == [film]
+    result, run = on(film, "--word", "effusion")
+    assert "report.html" in result.stderr and str(run) in result.stderr and ".partial" not in result.stderr
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "keep", fail)
+        refused(on(film, "--word", "left", "--overwrite")[0], "the disk is full", code=1)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_film_that_is_stored_turned_is_said_before_anything_fails(film):
+    exif, turned = Image.Exif(), film.with_name("turned.jpg")
+    exif[274] = 6
+    Image.open(film).save(turned, exif=exif)
+    result = on(turned, "--box", "0,0,90,90")[0]
+    warning, error = result.stderr.strip().splitlines()
+    assert result.exit_code == 2 and "leaves the image" in error
+    assert warning == "warning: turned.jpg says by EXIF that it is shown turned; it is read as it is stored"
+
+
 def test_rules_that_have_no_map_are_refused_before_anything_is_read(film, monkeypatch):
     monkeypatch.setattr(explaining, "explain_image", lambda *given, **options: pytest.fail("it was read"))
     refused(on(film, "--rule", "last")[0], "unknown token rule 'last'")
     refused(on(film, "--rule", "first")[0], "needs the words")
     refused(on(film, "--word", "nodule")[0], "nodule")
     refused(on(film, "--rule", "start", "--word", "left")[0], "goes by no words")
+    refused(on(film, "--word", "nodule", "--word", "mass")[0], "none of 'nodule', 'mass' is in the text")
+    refused(on(film, "--box", "0,0,20,40", text="left " * 14 + "effusion")[0], "'effusion' fell off", "--word")
     effect = ("--recipe", "effect", "--rule", "start", "--out", film.parent / "run")
     refused(call("ground", film, TEXT, "--model", "flat", *effect), "measures words")
 
@@ -197,15 +239,18 @@ def test_a_truth_in_another_frame_is_refused_and_never_resized(film, monkeypatch
     refused(on(film, "--box", "90,0,20,40")[0], "leaves the image")
     refused(on(film, "--box", "0,0,20")[0], "expected 4 numbers")
     refused(on(film, "--box", "0,0,20,x")[0], "--box 0,0,20,x", "commas")
+    refused(on(film, "--box", "0,0,20,40", "--size", "96.7,48.2")[0], "--size 96.7,48.2", "whole numbers")
     refused(on(film, "--box", "0,0,20,40", "--size", "48,96")[0], "image of 48 x 96 (x first)", "holds 96 x 48")
     small, blank, photo = (film.with_name(name) for name in ("small.png", "blank.png", "mask.jpg"))
     Image.fromarray(np.ones((16, 48), np.uint8)).save(small)
     Image.fromarray(np.zeros((48, 96), np.uint8)).save(blank)
     Image.fromarray(np.ones((48, 96), np.uint8)).save(photo)
-    refused(on(film, "--mask", small)[0], "small.png (16, 48)", "never resized silently")
+    refused(on(film, "--mask", small)[0], "small.png has shape (16, 48)", "never resized silently")
     refused(on(film, "--mask", blank)[0], "is empty")
     refused(on(film, "--mask", photo)[0], "JPEG")
     refused(on(film, "--mask", small, "--box", "0,0,20,40")[0], "not both")
+    refused(on(film, "--mask-value", 7)[0], "values 7 of a mask are named, but no mask is")
+    refused(on(film, "--seed", -1, "--box", "0,0,20,40")[0], "--seed -1: give a whole number from 0")
     grid = regular((16, 32, 48), 2.5)
     write_volume(film.with_name("case.nii.gz"), np.zeros(grid.shape), grid)
     moved = regular(grid.shape, 2.5, (5.0, 0.0, 0.0))

@@ -8,13 +8,15 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from voxplain.datasets.base import RULE, RuleWarning
 from voxplain.io.folders import write_file
 
 Row = dict[str, Any]
@@ -26,6 +28,7 @@ Progress = Callable[[int, int, float], None]  # (done, of all, seconds left)
 RESERVED = ("case", "seconds", "failed")
 EXECUTORS = ("serial", "ray")
 ALONE = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the second: the loopback address alone
+DEATHS = ("RayActorError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError")  # of ray.exceptions
 OBJECTS = 2**28  # bytes that Ray may hold between processes: rows and sources are small
 
 
@@ -41,6 +44,7 @@ def run(
     gpus: float = 0,
     retry: bool = False,
     private: bool = False,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Append a row for each case that has none yet; the file's path.
@@ -48,22 +52,31 @@ def run(
     `prepare` is called once a worker and gives the function of a case's payload. A case that raises becomes a row with
     the reason, and is taken up again only with `retry`. `about` says what the rows were made with (JSON types).
     "ray" uses `workers` processes of this machine, or of the cluster at `address`, with `gpus` each. `private` rows are
-    readable by their owner alone, and their reasons quote no message, which could name a file.
+    readable by their owner alone, and their reasons quote no message, which could name a file. `anew` begins without
+    the rows that are there, and with another `about`.
 
-    Raises ValueError for rows made with another `about`, for ids that occur twice and for a damaged file;
-    BlockingIOError where another process writes to the file; ImportError where Ray is missing. What `prepare` raises
-    ends the run.
+    Raises ValueError for rows made with another `about`, for ids that occur twice, for a damaged file, and for a name
+    that does not end in .jsonl; BlockingIOError where another process writes to the file; ImportError where Ray is
+    missing; ChildProcessError where a worker dies before it is prepared. What `prepare` raises ends the run. Warns
+    where `private` cases are sent to the cluster at `address`.
     """
     file, ids = Path(path), [name for name, _ in cases]
+    if file.suffix != ".jsonl":  # what lies beside the file has its stem, so two files of one stem would share it
+        raise ValueError(f"{file}: rows are kept in a file whose name ends in .jsonl; give such a name")
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise ValueError(f"{len(twice)} cases occur more than once, such as {twice[0]!r}")
     if executor not in EXECUTORS or workers < 1 or (executor == "serial" and workers > 1):
         raise ValueError(f"executor {executor!r} with {workers} workers; give 'serial' with 1, or 'ray' with 1 or more")
+    if private and executor == "ray" and address not in (None, "local"):
+        warnings.warn(f"prompts and paths are sent to the cluster at {address}. {RULE}", RuleWarning, stacklevel=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _locked(file):
-        file.touch()
+        file.touch(0o600 if private else 0o666)
         if private:
             file.chmod(0o600)
+        if anew:
+            os.truncate(file, 0)
+            _beside(file).unlink(missing_ok=True)
         _agree(file, about or {})
         done = _repaired(file, retry)
         left = [case for case in cases if case[0] not in done]
@@ -77,7 +90,7 @@ def run(
             every = _on_ray(left, prepare, private, min(workers, len(left)), address, gpus)
         with file.open("ab") as rows:
             for number, row in enumerate(every, start=1):
-                rows.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                rows.write(_encoded(row) + b"\n")
                 rows.flush()
                 if progress:
                     spent = time.monotonic() - began
@@ -98,6 +111,12 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads(_beside(Path(path)).read_text(encoding="utf-8"))
 
 
+def _encoded(value: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8; what UTF-8 cannot hold, such as the name of a file that is none, is escaped as JSON has it."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace")
+
+
 def _beside(path: Path) -> Path:
     return path.with_suffix(".about.json")
 
@@ -108,8 +127,7 @@ def _agree(path: Path, about: Mapping[str, Any]) -> None:
     if not place.is_file():
         if path.stat().st_size:
             raise ValueError(f"{place} is gone, so nobody can say what the rows of {path} were made with; start anew")
-        write_file(place, json.dumps(now, indent=1, ensure_ascii=False).encode())
-        place.chmod(path.stat().st_mode & 0o777)
+        write_file(place, _encoded(now, indent=1), mode=path.stat().st_mode & 0o777)
         return
     before = json.loads(place.read_text(encoding="utf-8"))
     if other := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
@@ -130,12 +148,16 @@ def _repaired(path: Path, retry: bool) -> set[str]:
                 done.add(row["case"])
     os.truncate(path, end)
     if retry and failed:
-        with path.open("rb") as file:
-            kept = [line for line, row in _parsed(file, path) if row is not None and "failed" not in row]
-        mode = path.stat().st_mode & 0o777
-        write_file(path, b"".join(kept))
-        path.chmod(mode)
+        write_file(path, _kept(path), mode=path.stat().st_mode & 0o777)
     return done
+
+
+def _kept(path: Path) -> Iterator[bytes]:
+    """The lines of the cases that did not fail."""
+    with path.open("rb") as file:
+        for line, row in _parsed(file, path):
+            if row is not None and "failed" not in row:
+                yield line
 
 
 def _parsed(file: IO[bytes], path: Path) -> Iterator[tuple[bytes, Row | None]]:
@@ -182,8 +204,9 @@ def attempt(work: Work, case: str, payload: Any, private: bool) -> Row:
 
 
 def _reason(error: Exception, private: bool) -> str:
-    """The short countable reason of an error that has one, else its kind and message."""
-    if isinstance(short := getattr(error, "reason", None), str):
+    """The short countable reason of an error of ours that has one, else its kind and message."""
+    ours = type(error).__module__.startswith("voxplain.")  # what others call a reason may hold private text
+    if ours and isinstance(short := getattr(error, "reason", None), str):
         return short
     return type(error).__name__ if private else f"{type(error).__name__}: {error}"
 
@@ -214,33 +237,42 @@ def _on_ray(
 ) -> Iterator[Row]:
     """Rows as they are finished; at most one case a worker is under way. A worker that dies costs its case."""
     ray, ours = _started(workers, address)
-    waiting: dict[Any, tuple[Any, str]] = {}
-    idle: list[Any] = []
+    deaths = tuple(getattr(ray.exceptions, name) for name in DEATHS)
+    team: list[Any] = []
+    waiting: dict[Any, tuple[Any, str | None]] = {}  # what is awaited -> the worker and its case; None: its preparation
+    left = deque(cases)
     try:
         _enough(ray.cluster_resources(), {"CPU": workers, "GPU": gpus * workers})
         remote = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
-        idle += [remote.remote(prepare) for _ in range(workers)]
-        try:
-            ray.get([worker.ready.remote() for worker in idle])
-        except ray.exceptions.RayActorError as error:
-            raise ChildProcessError(f"a worker could not be made: {error}") from error
-        left = iter(cases)
-        while True:
-            while idle and (case := next(left, None)):
-                worker = idle.pop()
-                waiting[worker.attempt.remote(*case, private)] = worker, case[0]
-            if not waiting:
-                return
+
+        def hire() -> None:
+            team.append(worker := remote.remote(prepare))
+            waiting[worker.ready.remote()] = worker, None
+
+        for _ in range(workers):
+            hire()
+        ray.wait(list(waiting), num_returns=workers)  # no case before all are prepared, so that each gets its share
+        while left or any(name is not None for _, name in waiting.values()):
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             worker, name = waiting.pop(done)
             try:
                 row = ray.get(done)
-            except ray.exceptions.RayActorError:
-                row, worker = {"case": name, "seconds": 0.0, "failed": "the worker died"}, remote.remote(prepare)
-            idle.append(worker)
-            yield row
+            except deaths as error:
+                if name is None:
+                    raise ChildProcessError(f"a worker could not be made: {error}") from error
+                row = {"case": name, "seconds": 0.0, "failed": "the worker died"}
+                team.remove(worker)
+                ray.kill(worker)  # one that only cannot be reached would keep its CPU
+                if left:
+                    hire()
+            else:
+                if left:
+                    case, payload = left.popleft()
+                    waiting[worker.attempt.remote(case, payload, private)] = worker, case
+            if name is not None:
+                yield row
     finally:
-        for worker in [*idle, *(worker for worker, _ in waiting.values())]:
+        for worker in team:
             ray.kill(worker)
         if ours:
             ray.shutdown()
@@ -249,7 +281,8 @@ def _on_ray(
 def _started(workers: int, address: str | None) -> tuple[Any, bool]:
     """Ray, and whether it was started or joined here. Without an address it is this machine's alone, with a token."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None and "ray" not in sys.modules:  # read when Ray is loaded: later, its two halves would disagree
+    alone = address in (None, "local")
+    if alone and "ray" not in sys.modules:  # read when Ray is loaded: later, its two halves would disagree
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
     try:
@@ -258,8 +291,9 @@ def _started(workers: int, address: str | None) -> tuple[Any, bool]:
         raise ImportError("the executor 'ray' needs Ray; run `pip install 'voxplain[ray]'`, or use 'serial'") from error
     if ray.is_initialized():
         return ray, False
-    if address is None:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, object_store_memory=OBJECTS)
+    if alone:  # said, as else a cluster that runs here, or that RAY_ADDRESS names, would be joined
+        options = {"include_dashboard": False, "object_store_memory": OBJECTS}
+        ray.init(address="local", num_cpus=workers, log_to_driver=False, **options)
     else:
         ray.init(address=address, log_to_driver=False)
     return ray, True

@@ -125,8 +125,12 @@ CHANCE: Mapping[str, float | str] = {
     "mass_inside": "chance_level",
     "average_precision": "chance_level",
     "oracle_iou": "chance_level",
+    "daam_iou_0.3": "chance_level",
+    "daam_iou_0.4": "chance_level",
+    "daam_iou_0.5": "chance_level",
 }
-"""What a constant map earns: a number, or the metric that says it case by case."""
+"""What a constant map earns (of CNR, which it has not, a map that does not know the truth on average): a number, or the
+metric that says it case by case."""
 DEFAULT = ("auc_roc", "auc_roc_inside", "cnr", "pointing_game", "chance_level")
 
 

@@ -1,6 +1,7 @@
 """CheXpert Plus on a synthetic copy: sections, CheXbert's labels, views, and what is left out."""
 
 import json
+import shutil
 
 import pytest
 from invented import LABELS, picture, write_csv
@@ -75,3 +76,45 @@ def test_missing_labels_are_named(copy):
         build_chexpert_plus(copy, uncertain="unknown", labels_of="report")
     with pytest.raises(ValueError, match="say what -1 becomes"):
         build_chexpert_plus(copy, uncertain="skip")
+
+
+def copied(copy, folder, change=str, entry=None):
+    """A copy whose table is changed, with an entry more among the labels."""
+    place = shutil.copytree(copy, folder / "copy")
+    path, labels = place / TABLE, place / "chexbert_labels/impression_fixed.json"
+    path.write_text(change(path.read_text()))
+    if entry is not None:
+        labels.write_text(f"{labels.read_text()}{entry}\n")
+    return place
+
+
+def test_a_film_that_is_listed_twice_is_refused_with_both_lines(copy, tmp_path):
+    doubled = copied(copy, tmp_path / "a", lambda text: text + text.splitlines()[1] + "\n")
+    with pytest.raises(ValueError, match="line 8 has the path_to_image of .*, line 2; keep"):
+        build_chexpert_plus(doubled, uncertain="unknown")
+    entry = json.dumps({"path_to_image": ROWS[0][0], **dict.fromkeys(LABELS)})
+    with pytest.raises(ValueError, match=r"impression_fixed\.json, line 6 has the path_to_image of .*, line 1; keep"):
+        build_chexpert_plus(copied(copy, tmp_path / "b", entry=entry), uncertain="unknown")
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("{", "line 6 is no JSON"),
+        ("3", "line 6 has no path_to_image"),
+        ({"path_to_image": "x"}, "line 6 has no Atelectasis"),
+        ({"path_to_image": "x", **dict.fromkeys(LABELS, 2)}, "line 6: label 'Atelectasis' is 2; expected the number 1"),
+        ({"path_to_image": "x", **dict.fromkeys(LABELS, "1.0")}, "line 6: label 'Atelectasis' is '1.0'; expected"),
+    ],
+)
+def test_malformed_labels_are_refused_with_their_line(copy, tmp_path, entry, complaint):
+    text = entry if isinstance(entry, str) else json.dumps(entry)
+    with pytest.raises(ValueError, match=rf"impression_fixed\.json, {complaint}"):
+        build_chexpert_plus(copied(copy, tmp_path, entry=text), uncertain="unknown")
+
+
+def test_unknown_views_and_splits_are_refused(copy):
+    with pytest.raises(ValueError, match="view LATTERAL: there are AP, LATERAL, PA"):
+        build_chexpert_plus(copy, uncertain="unknown", views=["PA", "LATTERAL"])
+    with pytest.raises(ValueError, match="split test: there are train, valid"):
+        build_chexpert_plus(copy, uncertain="unknown", splits=["test"])

@@ -1,6 +1,7 @@
 """COCO on a synthetic copy: classes named in captions, their instances as the truth, and prompts with nouns swapped."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -84,6 +85,51 @@ def test_classes_can_be_chosen_and_unknown_ones_are_refused(copy):
         build_coco(copy, classes=["nodule"])
     with pytest.raises(FileNotFoundError, match="annotations/captions_train2017.json"):
         build_coco(copy, "train2017")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "changes", "complaint"),
+    [
+        ("captions", "annotations", {"image_id": 9}, "captions_val2017.json, annotations 1 captions image 9"),
+        ("captions", "annotations", {"caption": None}, "annotations 1 has no caption that is str"),
+        ("captions", "images", {"width": None}, "captions_val2017.json, images 1 has no width that is int"),
+        ("captions", "images", {"id": 2}, "images 2 has the id of captions_val2017.json, images 1"),
+        ("instances", "annotations", {"image_id": 9}, "instance 1 points to image 9, category 2; one is unknown"),
+        ("instances", "annotations", {"category_id": 99}, "instance 1 points to image 1, category 99"),
+        ("instances", "annotations", {"segmentation": [[1, 2, 3, 4]]}, "outline of instance 1 .*three or more points"),
+        ("instances", "annotations", {"segmentation": [3]}, "outline of instance 1 cannot be read"),
+        ("instances", "annotations", {"segmentation": {"size": [8, 10], "counts": "~"}}, "instance 1 .*no part of"),
+        ("instances", "annotations", {"segmentation": {"size": [8, 10], "counts": [8]}}, "instance 1 .*add up to 8"),
+        ("instances", "annotations", {"segmentation": {"size": [8, 10]}}, "outline of instance 1 cannot be read"),
+        (
+            "instances",
+            "annotations",
+            {"segmentation": {"size": [10, 8], "counts": [80]}},
+            r"instance 1 .*an image of \[10, 8\], but this one has shape \(8, 10\)",
+        ),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_entry(copy, tmp_path, kind, name, changes, complaint):
+    place = shutil.copytree(copy, tmp_path / "copy")
+    path = place / f"annotations/{kind}_val2017.json"
+    document = json.loads(path.read_text())
+    document[name][0] |= changes
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=complaint):
+        build_coco(place)
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("captions", "images"), ("instances", "categories")])
+def test_a_file_without_its_lists_is_named(copy, tmp_path, kind, missing):
+    place = shutil.copytree(copy, tmp_path / "copy")
+    path = place / f"annotations/{kind}_val2017.json"
+    path.write_text(json.dumps({"annotations": []}))
+    with pytest.raises(ValueError, match=f"{kind}_val2017.json has no {missing}; expected"):
+        build_coco(place)
+    path.write_text("[")
+    for build in (build_coco, build_unreal_gen):
+        with pytest.raises(ValueError, match=f"{kind}_val2017.json is no JSON"):
+            build(place, "val2017")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A plain CSV file in, records out; any set as a CSV file, and back."""
 
+import os
 import stat
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from voxplain.datasets.base import Boxes, Dataset, MaskFile, Outlines, Polygon, Record, Runs
-from voxplain.datasets.folder import build_folder, write_table
+from voxplain.datasets.folder import build_folder, place_of, write_table
 from voxplain.datasets.opening import build
 from voxplain.datasets.reading import read
 
@@ -69,11 +70,34 @@ def test_rows_are_left_out_with_a_reason_and_a_wrong_folder_is_an_error(films):
         ("image,index\na.png,1.5\n", "line 2, index: '1.5' is no whole number"),
         ("image,prompt\na.png,one,two\n", "line 2 has more fields than the header"),
         ("id,image\na,a.png\na,b.png\n", "1 ids occur more than once, such as 'a'"),
+        ("image,labels\na.png,{\n", "line 2, labels is no JSON"),
+        ("image,labels\na.png,[1]\n", "line 2, labels: expected a JSON object"),
+        ('image,labels\na.png,"{""Edema"": -1}"\n', "line 2, labels: expected true or false for each"),
+        ("image,facts\na.png,[1]\n", "line 2, facts: expected a JSON object"),
+        ("image,outlines\na.png,[1]\n", "line 2: outlines are not as in docs"),
+        ('image,outlines\na.png,"{""points"": [0, 0, 1, 1, 1, 0]}"\n', "line 2: outlines are not as in docs"),
+        ('image,outlines\na.png,"[{""counts"": [1]}]"\n', "line 2: outlines are not as in docs"),
+        ('image,outlines\na.png,"[{""points"": [0, 1, 2, 3]}]"\n', "line 2: a polygon needs three or more points"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(films, text, complaint):
     with pytest.raises(ValueError, match=complaint):
         table(films, text)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_a_damaged_file_beside_the_table_is_named(films, text):
+    (films / "metadata.dataset.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metadata\.dataset\.json"):
+        table(films, "image\na.png\n")
+
+
+def test_a_folder_is_credentialed_where_the_user_says_so(films):
+    assert not table(films, "image\na.png\n").credentialed
+    made = build_folder(films, credentialed=True)
+    assert made.credentialed and made.about == build_folder(films).about
+    write_table(made, films / "t.csv")
+    assert build_folder(films, "t.csv").credentialed
 
 
 def test_a_foreign_table_is_read_by_naming_its_columns(films):
@@ -102,6 +126,51 @@ def test_any_set_comes_back_from_its_table(films):
     assert "a.png" in (films / "out.csv").read_text() and str(films) not in (films / "out.csv").read_text()
 
 
+def test_a_private_table_is_never_without_its_flag_nor_readable_by_others(films, monkeypatch):
+    made, seen = Dataset("mine", (Record("1", "a", films / "a.png"),), credentialed=True), []
+    path_type = type(films)
+    replace = path_type.replace
+
+    def watched(self, target):
+        seen.append((target.name, stat.S_IMODE(self.stat().st_mode)))
+        return replace(self, target)
+
+    monkeypatch.setattr(path_type, "replace", watched)
+    write_table(made, films / "t.csv")
+    assert seen == [("t.dataset.json", 0o600), ("t.csv", 0o600)]
+    write_table(Dataset("open", made.records), films / "t.csv", overwrite=True)
+    assert [name for name, _ in seen[2:]] == ["t.csv", "t.dataset.json"]
+
+
+def test_only_a_table_of_ours_is_replaced_and_only_when_asked(films):
+    made = table(films, "image\na.png\n")
+    before = (films / "metadata.csv").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=r"has no metadata\.dataset\.json beside it, so it is not replaced"):
+            write_table(made, films / "metadata.csv", overwrite=overwrite)
+    assert (films / "metadata.csv").read_bytes() == before
+    write_table(made, films / "t.csv")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write_table(made, films / "t.csv")
+    write_table(made, films / "t.csv", overwrite=True)
+    with pytest.raises(FileExistsError, match="is what the set is built from"):
+        place_of(films / "t.csv", overwrite=True, source=films / "t.csv")
+    for name in ("t.txt", "t.csv.gz", "t"):  # they would share, or replace, what lies beside t.csv
+        with pytest.raises(ValueError, match=r"ends in \.csv"):
+            write_table(made, films / name)
+
+
+def test_a_path_that_is_not_in_utf_8_is_named(films, tmp_path_factory):
+    odd = films / os.fsdecode(b"f\xff")
+    odd.mkdir()
+    (films / "a.png").rename(odd / "a.png")
+    made = table(odd, "image\na.png\n")
+    write_table(made, odd / "t.csv")  # paths below the table are relative to it
+    assert build_folder(odd, "t.csv").records == made.records
+    with pytest.raises(ValueError, match=r"would hold '.*f\\udcff', which is not in UTF-8; rename"):
+        write_table(made, tmp_path_factory.mktemp("other") / "t.csv")
+
+
 def test_a_set_is_built_by_its_name(films):
     (films / "metadata.csv").write_text("image\na.png\n")
     assert len(build("folder", films)) == 1
@@ -113,3 +182,5 @@ def test_a_set_is_built_by_its_name(films):
         build("folder", films, tables="x")
     with pytest.raises(ValueError, match="your own copy"):
         build("coco")
+    with pytest.raises(ValueError, match="shared-brain_mri: .*'split'; its options are none"):
+        build("shared-brain_mri", films, split="train")

@@ -1,7 +1,10 @@
 """MIMIC-CXR-JPG on a synthetic copy: splits, labels by policy, impressions, and what is left out."""
 
+import gzip
+import shutil
+
 import pytest
-from invented import COLUMNS, FILMS, ms_cxr_rows, write_csv
+from invented import COLUMNS, FILMS, LABELS, ms_cxr_rows, write_csv
 
 from voxplain.datasets.base import Excluded
 from voxplain.datasets.labels import settle
@@ -95,7 +98,34 @@ def test_an_impression_is_what_follows_its_only_mark():
             impression(text)
 
 
-def test_options_that_leave_no_record_are_an_error_with_the_reasons(mimic):
-    with pytest.raises(ValueError, match=r"no record is left with .*views=\['LATTERAL'\]: .* another view 7"):
-        build("mimic-cxr", mimic, uncertain="unknown", views=["LATTERAL"])
+def test_options_that_leave_no_record_are_an_error_with_the_reasons(mimic, tmp_path):
+    with pytest.raises(ValueError, match=r"no record is left with .*reports=.*: .* the report is not on the disk 5"):
+        build("mimic-cxr", mimic, uncertain="unknown", reports=tmp_path)
     assert len(build("mimic-cxr", mimic, uncertain="unknown", views=["LATERAL"])) == 1
+
+
+@pytest.mark.parametrize("views", [["PA", "LATTERAL"], "LATTERAL"])
+def test_an_unknown_view_is_refused(mimic, views):
+    with pytest.raises(ValueError, match="view .*: there are AP, LATERAL, PA"):
+        build_mimic_cxr(mimic, uncertain="unknown", views=views)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("split", "dicom_id"), ("metadata", "dicom_id"), ("chexpert", "study_id")])
+def test_what_a_table_lists_twice_is_refused_with_both_lines(mimic, tmp_path, kind, key):
+    place = shutil.copytree(mimic, tmp_path / "copy")
+    (path,) = place.glob(f"mimic-cxr-2.0.0-{kind}.csv*")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt") as file:
+        lines = file.readlines()
+    with opened(path, "wt") as file:
+        file.writelines([*lines, lines[2]])
+    with pytest.raises(ValueError, match=rf"line {len(lines) + 1} has the {key} of {path.name}, line 3; keep"):
+        build_mimic_cxr(place, uncertain="unknown")
+
+
+def test_a_label_that_is_none_is_refused_with_its_line(mimic, tmp_path):
+    place = shutil.copytree(mimic, tmp_path / "copy")
+    labels = [{"study_id": "1", "Edema": "2"}]
+    write_csv(place / "mimic-cxr-2.0.0-chexpert.csv.gz", ["study_id", *LABELS], labels)
+    with pytest.raises(ValueError, match=r"chexpert\.csv\.gz, line 2: label 'Edema' is 2\.0; expected the number 1"):
+        build_mimic_cxr(place, uncertain="unknown")

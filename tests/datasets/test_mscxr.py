@@ -136,3 +136,32 @@ def test_a_wrong_folder_is_an_error_and_not_an_empty_set(ms_cxr, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="has no images, annotations, categories"):
         build_ms_cxr(tmp_path / "a.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "changes", "complaint"),
+    [
+        ("annotations", 1, {"bbox": None}, "annotations 2 has no bbox that is list"),
+        ("annotations", 1, {"bbox": [1, 2, 3]}, "annotations 2: bbox has 3 numbers; expected 4"),
+        ("annotations", 1, {"bbox": [1, 2, 3, None]}, "annotations 2, bbox: 'None' is no number"),
+        ("annotations", 1, {"label_text": None}, "annotations 2 has no label_text that is str"),
+        ("annotations", 1, {"image_id": 99}, "annotations 2 points to an image or category"),
+        ("images", 0, {"path": None}, "images 1 has no path that is str"),
+        ("images", 0, {"width": None}, "images 1 has no width that is"),
+        ("images", 0, {"width": 640.5}, "annotations 1, width: '640.5' is no whole number"),
+        ("images", 1, {"id": 0}, "images 2 has the id of .*json, images 1; keep the one"),
+        ("categories", 0, {"name": None}, "categories 1 has no name that is str"),
+    ],
+)
+def test_a_malformed_json_is_refused_with_file_and_entry(tmp_path, mimic, name, at, changes, complaint):
+    document = as_json(ms_cxr_rows(), with_split=True)
+    document[name][at] |= changes
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"a\.json, {complaint}"):
+        build_ms_cxr(tmp_path / "a.json", mimic)
+
+
+def test_what_is_no_json_is_named(tmp_path, mimic):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is no JSON"):
+        build_ms_cxr(tmp_path / "a.json", mimic)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from invented import picture
 
 from voxplain.datasets.base import Boxes
 from voxplain.datasets.frames import Contain, Grid, Pad
@@ -67,10 +68,36 @@ def test_every_set_is_read_and_keeps_its_license(name):
     found = build_shared(name, SHARED)
     assert len(found) == SIZES[name]
     assert all(record.facts["license"] and record.prompt and record.split for record in found)
-    assert found.left_out == ({"the report has no impression": 249} if name == "ct_reports" else {})
+    left_out = {"ct_reports": {"the report has no impression": 249}, "ct": {"the row is no CT": 9}}
+    assert found.left_out == left_out.get(name, {})
     if name != "ct" and found.records[0].image is not None:
         image = read(found.records[-1]).sample.image
         assert image.shape[0] == 1 and 0 <= image.min() < image.max() <= 1
+
+
+@here
+@pytest.mark.parametrize(
+    ("name", "size", "left_out"),
+    [
+        ("cxr-lungs", 296, {"the film has no mask": 188}),
+        ("cxr-lungs_auto", 91, {"the film has no mask": 245}),
+        ("nih_cxr-boxes", 39, {"the film has no box": 444}),
+        ("ct-structures", 63, {"the row is no mask": 6}),
+    ],
+)
+def test_what_a_set_with_a_truth_leaves_out_is_counted(name, size, left_out):
+    found = build_shared(name, SHARED)
+    assert (len(found), found.left_out) == (size, left_out)
+
+
+def test_boxes_of_a_film_that_is_not_there_are_counted(tmp_path):
+    base = tmp_path / "data/nih_cxr"
+    picture(base / "a.png", 8, 8)
+    (base / "metadata.csv").write_text("id,image,finding\na,a.png,x\nb,b.png,x\n")
+    (base / "boxes.csv").write_text("id,label,x,y,w,h\na,Mass,0,0,2,2\nb,Mass,0,0,2,2\nc,Mass,0,0,2,2\n")
+    found = build_shared("nih_cxr-boxes", tmp_path)
+    assert [record.id for record in found] == ["a-mass"]
+    assert found.left_out == {"the film of the boxes is not there": 2, "the image is not on the disk": 1}
 
 
 @here

@@ -27,3 +27,13 @@ def test_unknown_names_are_errors_and_missing_groups_are_undefined():
         finding_auc(SCORES[2:5], OUTPUTS, LABELS[2:5], "Edema")
     with pytest.raises(ValueError, match="6 labels and 2 outputs"):
         finding_auc(SCORES[:3], OUTPUTS, LABELS, "Edema")
+
+
+def test_a_score_that_is_no_number_counts_only_where_its_image_does():
+    scores = SCORES.copy()
+    scores[4:, 0] = np.nan
+    assert finding_auc(scores, OUTPUTS, LABELS, "Edema") == 0.75
+    scores[2, 0] = np.nan
+    with pytest.raises(ValueError, match="scores of 'Edema' hold NaN or infinity; find the image") as error:
+        finding_auc(scores, OUTPUTS, LABELS, "Edema")
+    assert "region" not in str(error.value)

@@ -1,3 +1,5 @@
+from inspect import unwrap
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,20 @@ def test_distance_from_the_mean_takes_its_mean_from_the_region_a_number_or_an_im
         abs_from_mean(image, region=np.zeros_like(region))
     with pytest.raises(ValueError, match="the mean image"):
         abs_from_mean(image, image[:1])
+
+
+def test_whole_numbers_do_not_wrap_around():
+    image = np.array([[-1000, 3000]], np.int16)
+    plain = unwrap(abs_from_mean)  # the annotation, which the tests check, asks for floating-point numbers
+    np.testing.assert_array_equal(plain(image, np.array([[32000, -32000]], np.int16)), [[33000, 35000]])
+    np.testing.assert_array_equal(plain(np.array([[1, 2]], np.uint8), np.array([[2, 1]], np.uint8)), [[1, 1]])
+
+
+def test_nan_in_an_image_is_an_error_with_a_remedy():
+    image = np.array([[1.0, np.nan], [2.0, 3.0]])
+    for control in (abs_from_mean, gradient_magnitude):
+        with pytest.raises(ValueError, match="the voxels hold NaN or infinity; give each a number first"):
+            control(image)
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (5, 7, 6), (1, 6, 6)])

@@ -79,6 +79,24 @@ def test_coverage_of_a_set_counts_those_within_reach_of_a_kth_neighbor():
         covered(line, found, neighbors=0)
 
 
+def test_numbers_far_from_zero_are_compared_in_double_precision():
+    real, made = ((drawn(seed, 60, 4) + 1000).astype(np.float32) for seed in (30, 31))
+    gaps, own = (np.linalg.norm(rows[:, None].astype(float) - real, axis=2) for rows in (made, real))
+    expected = (gaps <= np.sort(own, axis=1)[:, 3]).any(1)
+    assert 0 < expected.sum() < 60
+    np.testing.assert_array_equal(covered(real, made), expected)
+    for distance in (frechet_distance, kernel_distance):
+        assert distance(real, made) == distance(real.astype(float), made.astype(float))
+
+
+def test_features_that_are_no_numbers_are_an_error_on_either_side():
+    good, bad = drawn(32), np.where(drawn(33) > 2, np.nan, drawn(33))
+    for distance in (frechet_distance, kernel_distance, covered):
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="the features hold NaN or infinity; find the image"):
+                distance(*pair)
+
+
 def test_rows_are_compared_in_blocks_without_a_seam():
     many, other = drawn(7, 1100, 2), drawn(8, 1050, 2, 0.5)
     gaps = np.linalg.norm(other[:, None] - many, axis=2)
@@ -133,7 +151,7 @@ def test_features_of_different_networks_are_not_compared():
         (seen(drawn(17, dim=4)), "dimensions"),
     ):
         for compare in (fid, kid, precision_recall):
-            with pytest.raises(ValueError, match=field):
+            with pytest.raises(ValueError, match=f"{field}.*; extract both with one network and one preprocessing"):
                 compare(real, other)
 
 
@@ -175,3 +193,29 @@ def test_a_feature_file_needs_the_name_of_its_network_beside_it(tmp_path):
     path.with_suffix(".json").write_text(json.dumps({"network": "x", "preprocessing": "y"}))
     with pytest.raises(ValueError, match="int64"):
         load_features(path)
+
+
+def test_a_name_with_a_dot_is_a_name_of_its_own(tmp_path):
+    for name, shift in (("step0.1", 1.0), ("step0.2", 2.0), ("step0.1.npy.old", 3.0)):
+        path = save_features(seen(drawn(24) + shift, network=name), tmp_path / name)
+        assert path == tmp_path / f"{name}.npy"
+    first = load_features(tmp_path / "step0.1")
+    assert first.network == "step0.1" and load_features(tmp_path / "step0.1.npy").network == "step0.1"
+    np.testing.assert_allclose(first.values, drawn(24) + 1, rtol=1e-6)
+    assert {path.name for path in tmp_path.glob("step0.1*")} >= {"step0.1.npy", "step0.1.json"}
+
+
+def test_a_feature_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="real.npy is missing: write there the array"):
+        load_features(tmp_path / "real")
+    path = save_features(seen(drawn(25)), tmp_path / "real")
+    beside = path.with_suffix(".json")
+    for content, words in (("{network:", "real.json is no JSON .*: write there"), ("[1]", "real.json holds a list")):
+        beside.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            load_features(path)
+    beside.write_text(json.dumps({"network": "x", "preprocessing": "y"}))
+    for content in (b"", b"no array", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="real.npy is no array that can be read"):
+            load_features(path)

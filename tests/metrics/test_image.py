@@ -77,10 +77,20 @@ def test_wrong_input_is_an_error(metric):
         (image, image[:, :-1], 1.0),
         (image, np.where(image > 0.9, np.nan, image), 1.0),
         (image, image + 1, 0.0),
+        (image, image + 1, float("inf")),
+        (image, image + 1, float("nan")),
     ):
         with pytest.raises((ValueError, TypeError)) as error:  # TypeError where the tests check shapes by annotation
             metric(first, second, data_range=width)
         assert not isinstance(error.value, Undefined)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_a_window_needs_a_width(sigma):
+    image = picture()
+    for metric in (ssim, lambda *pair, **options: ms_ssim(*pair, scales=1, **options)):
+        with pytest.raises(ValueError, match="sigma must be more than 0 cells, got"):
+            metric(image, 1 - image, data_range=1.0, sigma=sigma)
 
 
 def test_pairs_are_explicit_within_a_prompt_and_across_prompts():

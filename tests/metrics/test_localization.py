@@ -55,6 +55,16 @@ def test_auc_equals_the_count_over_all_pairs(seed, levels, ndim):
     assert auc_roc(scores, truth) == pytest.approx(brute_auc(scores, truth), abs=1e-12)
 
 
+@given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 1, 3]), share=st.sampled_from([0.05, 0.5, 0.95]))
+def test_auc_is_the_exact_fraction_whichever_side_is_smaller(seed, levels, share):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(levels, size=60).astype(float) if levels else rng.random(60)
+    truth = rng.random(60) < share
+    truth[0], truth[-1] = True, False
+    gaps = scores[truth][:, None] - scores[~truth]
+    assert auc_roc(scores, truth) == (2 * int((gaps > 0).sum()) + int((gaps == 0).sum())) / (2 * gaps.size)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 4]))
 def test_auc_is_unchanged_by_increasing_maps_and_reflected_by_decreasing_ones(seed, levels):
@@ -147,6 +157,11 @@ def test_a_truth_outside_the_region_is_empty_and_one_that_fills_it_has_no_auc():
 def test_a_side_of_one_cell_has_no_cnr():
     with pytest.raises(Undefined, match="one cell"):
         cnr(np.arange(4.0), np.array([True, False, False, False]))
+
+
+def test_variances_that_round_to_zero_have_no_cnr():
+    with pytest.raises(Undefined, match="rounds to 0"):
+        cnr(np.array([1e-200, 3e-200, 0.0, 2e-200]), np.array([True, True, False, False]))
 
 
 def test_a_perfect_two_valued_map_has_no_cnr_but_an_auc_of_one():

@@ -56,8 +56,10 @@ def test_groups_that_cannot_be_tested_are_undefined():
         lambda: sign_flip([1.0]),
         lambda: equivalence([0.0], -1, 1),
     ):
-        with pytest.raises(Undefined, match="cannot be tested"):
+        with pytest.raises(Undefined, match="cannot be tested: give .*two or more"):
             hopeless()
+    with pytest.raises(Undefined, match="groups of 3 and 1 values"):
+        permutation([2.0, 3.0, 4.0], [1.0])
     fewest = permutation([1.0, 2.0], [3.0, 4.0])
     assert fewest.p == fewest.smallest == pytest.approx(1 / 3), "four values can never be significant"
     with pytest.raises(Undefined, match="no values"):

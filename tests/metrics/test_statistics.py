@@ -71,6 +71,28 @@ def test_a_mean_of_groups_weighs_each_group_once():
         mean_of_groups([])
 
 
+def test_a_mean_of_groups_without_a_spread_says_that_this_is_no_certainty():
+    same = mean_of_groups([[0.1, 0.1, 0.1], [0.7, 0.7]])
+    assert same.low == pytest.approx(0.4) and same.low == pytest.approx(same.high) and "no certainty" in same.note
+    whole = mean_of_groups([[0.1, 0.1, 0.1], [0.7, 0.7]], clusters=[["a", "b", "c"], ["a", "b"]])
+    assert whole.note != "" and "no certainty" not in whole.note, "c alone has no second group: its draws differ"
+    both = mean_of_groups([[0.1, 0.1], [0.7, 0.7]], clusters=[["a", "b"], ["a", "b"]])
+    assert both.note == "2 clusters drawn whole; the draws agree: the width 0 is no certainty"
+    assert "certainty" not in mean_of_groups([[0.1, 0.2, 0.3], [0.7, 0.7]]).note
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, -0.5, float("nan")])
+def test_a_confidence_lies_between_zero_and_one(confidence):
+    for interval in (
+        lambda: bootstrap([0.1, 0.2], confidence=confidence),
+        lambda: paired_gain([0.1, 0.2], [0.3, 0.5], confidence=confidence),
+        lambda: mean_of_groups([[0.1, 0.2]], confidence=confidence),
+        lambda: wilson(1, 2, confidence=confidence),
+    ):
+        with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got .*; 95 % is 0.95"):
+            interval()
+
+
 def test_wilson_equals_its_formula_and_keeps_a_width_at_the_ends():
     z, k, n = 1.959964, 45, 50
     p = k / n

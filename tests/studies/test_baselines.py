@@ -273,6 +273,14 @@ def test_bad_requests_are_refused_in_words(adapter):
         measure(adapter, sample, "...", "gradient")
 
 
+def test_states_of_a_generation_are_refused_as_their_profile_is(adapter):
+    seen = see(adapter, image(adapter), TEXT, profile="generate", steps=2, used=1)
+    for method, complaint in (("occlusion", "changes the given image"), ("support", "compares words with the given")):
+        with pytest.raises(ValueError, match=f"{complaint}.*'generate' does not read"):
+            measure(adapter, image(adapter), TEXT, method, seen=seen)
+    assert measure(adapter, image(adapter), TEXT, "mean", seen=seen).attribution.provenance["readout"] == "generate"
+
+
 def test_without_captum_the_way_to_it_is_named(adapter, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ImportError, match="voxplain\\[captum\\]"):

@@ -22,7 +22,8 @@ from voxplain.studies import benchmark, benchmark_phantoms, benchmark_words, exp
 from voxplain.studies.benchmark import Settings, evaluate
 from voxplain.studies.benchmark_cases import Records, Runs
 from voxplain.studies.benchmark_phantoms import Phantoms
-from voxplain.studies.benchmark_tables import PLAIN, WEIGHTED, Measured, found_of, published_tables
+from voxplain.studies.benchmark_published import published_tables
+from voxplain.studies.benchmark_tables import PLAIN, WEIGHTED, Measured, found_of
 from voxplain.studies.effect import differences
 from voxplain.studies.given import given
 
@@ -117,6 +118,10 @@ def test_gains_stand_with_their_n_and_cost_beside_quality(made):
     assert gains["random half"]["auc_roc: n"] == 4
     assert 0 < gains["random half"]["auc_roc: p (Holm)"] <= 1
     assert gains["mean, truth of a case with the same text"]["auc_roc: n"] == 2
+    swapped = table(out, "swapped")["mean"]
+    assert swapped["auc_roc: gain"][0] == pytest.approx(0, abs=1e-9) and swapped["auc_roc: n"] == 2  # equal boxes
+    fewer = next(one["note"] for one in results(out)["tables"] if one["name"] == "auc_roc")
+    assert "Of fewer cases: mean training mask 2, mean, truth of a case with the same text 2." in fewer
     cost = table(out, "cost")["mean"]
     assert (cost["cases"], cost["rows forward"], cost["rows backward"]) == (4, 1.0, 0.0)
 
@@ -132,6 +137,8 @@ def test_words_are_read_whole_and_by_their_first_piece(made):
     (effusion,) = [one for one in results(out)["tables"] if one["title"] == "effusion: words"]
     assert effusion["rows"][0][:3] == ["effusion", "NOUN", 2]
     assert {row[0] for row in effusion["rows"]} == {"left", "effusion", "[start]", "[end]", "[padding]"}
+    latex = (out / "tables" / "words-1.tex").read_text()
+    assert "\n{[}padding] &" in latex and "\n[" not in latex  # the end of a row takes a bracket for its length
     parts = table(out, "parts-of-speech")
     assert parts["NOUN"]["words"] == 5 and parts["ADJ"]["words"] == 5 and parts["CCONJ"]["words"] == 1
 
@@ -158,10 +165,13 @@ def test_published_figures_stand_beside_ours_under_a_banner(made):
     page = (out / "report.html").read_text()
     beside = table(out, "published-tradeoffs-auc_roc")
     assert beside["pneumothorax"]["Finetune_F"] == "74±2.7"
-    assert list(beside) == ["pneumothorax", "effusion", "mean over findings", "all cases"] or set(beside) == {
-        "effusion", "pneumothorax", "mean over findings", "all cases",
-    }  # fmt: skip
+    assert set(beside) == {"effusion", "pneumothorax", "mean over findings", "all cases"}
+    assert (beside["effusion"]["n"], beside["effusion"]["chance"]) == (2, 0.5)
     assert beside["effusion"]["Finetune_F"] == "83±1.1"  # phantoms' and films' names mean the same finding
+    contrast = table(out, "published-tradeoffs-cnr")
+    assert contrast["all cases"]["Finetune_F"] == "0.920" and contrast["all cases"]["BioViL-L"] is None
+    assert contrast["mean over findings"]["Finetune_F"] == "1.056 (our mean)"
+    assert contrast["mean over findings"]["BioViL-L"] == "1.142"  # as it was printed
     assert "two different measurements" in page and "4 cases; other weights, other images" in page
 
 
@@ -172,9 +182,21 @@ def test_daams_two_figures_stand_beside_coco_and_nothing_else(made):
     both = published_tables(measured, found, "coco")
     assert [paper["name"] for paper, _ in both] == ["tradeoffs", "daam"]
     (beside,) = both[1][1]  # of its thresholds, 0.4 was measured
-    assert beside.columns[2:] == ("COCO-Gen", "Unreal-Gen")
-    assert [(row[0], *row[2:]) for row in beside.rows] == [(way, "61.0", "51.5") for way in (PLAIN, WEIGHTED)]
+    assert beside.columns[4:] == ("COCO-Gen", "Unreal-Gen")
+    assert [(row[0], *row[4:]) for row in beside.rows] == [(PLAIN, None, None), (WEIGHTED, "61.0", "51.5")]
     assert [paper["name"] for paper, _ in published_tables(measured, found, "phantoms")] == ["tradeoffs"]
+
+
+def test_rows_of_another_truth_are_not_gone_on_with(folder, tmp_path):
+    settings, out = Settings(("center",), metrics=("auc_roc",)), tmp_path / "out"
+    table = "image,boxes,prompt,words\n0.png,{} 2 12 8,left effusion,effusion\n"
+    for place in (2, 30):
+        (folder / "moved.csv").write_text(table.format(place))
+        source = Records(build_folder(folder, table="moved.csv"))
+        if place == 30:
+            with pytest.raises(ValueError, match="records"):
+                evaluate(source, out, opener=lambda: TOY, settings=settings)
+        evaluate(source, out, opener=lambda: TOY, settings=settings, overwrite=place == 30)
 
 
 def test_a_report_is_made_again_without_reading_anything_anew(made, monkeypatch):
@@ -253,7 +275,7 @@ def test_cases_that_do_not_fit_are_rows_with_a_reason(tmp_path):
     )
     out = evaluate(Records(build_folder(tmp_path)), tmp_path / "out", opener=lambda: TOY, settings=QUICK)
     rows = list(read_rows(out / "rows.jsonl"))
-    expected = (None, "outside of the frame", "annotation is for an image of 48 x 16", "not in the text", None)
+    expected = (None, "outside of the frame", "size is not the annotation's", "not in the text", None)
     for row, part in zip(rows, expected, strict=True):
         assert ("failed" not in row) if part is None else (part in row["failed"]), row
     assert rows[4]["share"] == 0.75
@@ -279,6 +301,27 @@ def test_several_methods_stand_beside_each_other(folder, tmp_path):
     assert row["effect"][0] == 1 and row["mean"][0] > 0.95
     cost = table(out, "cost")
     assert cost["gradient"]["rows backward"] > 0 == cost["mean"]["rows backward"]
+
+
+def test_every_method_stands_against_another_cases_truth_and_maps_on_cut_scales_against_controls(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 48)).astype(np.uint8)).save(tmp_path / "0.png")
+    lines = ["image,boxes,prompt,words,patient"]
+    lines += [f"0.png,{place} 2 12 8,left effusion,effusion,p{place}" for place in (2, 30)]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    settings = Settings(
+        ("mean", "effect", "center"), steps=2, used=1, metrics=("auc_roc", "chance_level", "daam_iou_0.4")
+    )
+    out = evaluate(Records(build_folder(tmp_path)), tmp_path / "out", opener=lambda: TOY, settings=settings)
+    swapped, auc = table(out, "swapped"), table(out, "auc_roc")
+    assert set(swapped) == {"mean", "effect", "center"}
+    for row in swapped.values():  # each truth is the other's partner, so what is won here is lost there
+        assert row["auc_roc: gain"][0] == pytest.approx(0, abs=1e-9) and row["auc_roc: n"] == 2
+    assert [name for name in auc["all cases"] if name.endswith("same text")] == [
+        "mean, truth of a case with the same text"
+    ]
+    cut = table(out, "daam_iou_0.4")["all cases"]
+    assert cut["chance"] == pytest.approx(12 * 8 / (16 * 48))
+    assert cut["random half"][0] > 0 and cut["oracle of the grid"][0] > 0.5
 
 
 def test_a_phrase_is_taken_away_as_a_whole_and_other_words_cost_nothing(folder):

@@ -4,6 +4,7 @@ import csv
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -115,6 +116,10 @@ def test_diversity_is_read_within_prompts_beside_different_prompts(tmp_path):
 def test_a_classifiers_scores_become_an_auc_a_finding(tmp_path):
     np.save(tmp_path / "scores.npy", np.array([[0.9], [0.4], [0.5], [0.1], [0.0]]))
     refused(call("fidelity", tmp_path / "scores.npy"), "scores.json is missing")
+    (tmp_path / "scores.json").write_text("{")
+    refused(call("fidelity", tmp_path / "scores.npy"), "scores.json is no JSON", '"outputs": [...]')
+    (tmp_path / "scores.json").write_text("{}")
+    refused(call("fidelity", tmp_path / "scores.npy"), "scores.json must hold")
     labels = ["Pleural Effusion", "Pleural Effusion", "No Finding", "No Finding", "Edema|Pleural Effusion"]
     said = {"network": "net", "outputs": ["Effusion"], "labels": labels}
     (tmp_path / "scores.json").write_text(json.dumps(said))
@@ -122,6 +127,7 @@ def test_a_classifiers_scores_become_an_auc_a_finding(tmp_path):
     assert made["rows"] == [["Pleural Effusion", 0.75, 2, 2], ["mean over findings", 0.75, None, None]]
     (tmp_path / "scores.json").write_text(json.dumps({**said, "labels": ["Mass"] * 5}))
     refused(call("fidelity", tmp_path / "scores.npy"), "no output 'Mass' for 'Mass'; it has Effusion: say which")
+    refused(call("fidelity", tmp_path / "none.npy"), "none.npy is missing")
 
 
 def test_what_a_classifier_calls_a_finding_can_be_said(tmp_path):
@@ -166,6 +172,21 @@ def test_our_own_reader_gives_features_and_scores(reader, tmp_path):
     refused(call("fidelity", both[0], "--reader", "any"), "two folders, or one folder and --labels")
 
 
+def test_volumes_of_other_voxels_than_the_readers_are_refused_where_the_file_says_so(reader, tmp_path):
+    volume, folder, labels = np.full((8, 8, 8), -500.0), tmp_path / "volumes", tmp_path / "labels.csv"
+    labels.write_text("file,label\na.nii.gz,effusion\n")
+    folder.mkdir()
+    commands = (folder, folder, "--reader", "any", "--allow-few"), (folder, "--reader", "any", "--labels", labels)
+    for spacing, said in (((5.0, 0.7, 0.7), "5 x 0.7 x 0.7"), (4.9, "4.9 x 4.9 x 4.9")):
+        write_volume(folder / "a.nii.gz", volume, regular((8, 8, 8), spacing))
+        for command in commands:
+            refused(call("fidelity", *command), f"a.nii.gz has voxels of {said} mm", "reads voxels of 5 x 5 x 5 mm")
+    for accepted in (regular((8, 8, 8), 5.04), replace(regular((8, 8, 8), 1.0), spacing_known=False)):
+        write_volume(folder / "a.nii.gz", volume, accepted)
+        result = call("fidelity", *commands[1])
+        assert result.exit_code == 0, result.stderr
+
+
 def test_pooled_features_are_what_the_head_is_given(reader):
     volume = np.random.default_rng(0).normal(-500, 200, (8, 8, 8)).astype(np.float32)
     made = pooled(reader.network, volume)
@@ -177,7 +198,11 @@ def test_pooled_features_are_what_the_head_is_given(reader):
     assert not reader.network.head._forward_pre_hooks
 
 
-def test_the_script_for_another_environment_writes_what_the_verb_reads(tmp_path, monkeypatch):
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Runs docs/scripts/features.py with two networks that are not there; gives what each was shown, per picture."""
+    shown = []
+
     class Net:
         targets = ["Effusion"]
 
@@ -188,21 +213,112 @@ def test_the_script_for_another_environment_writes_what_the_verb_reads(tmp_path,
             return image.mean((2, 3))
 
         def features2(self, image):
+            shown.append(image)
             return image.flatten(1)[:, :2]
 
-    fake = ModuleType("torchxrayvision")
-    fake.models = SimpleNamespace(DenseNet=lambda weights: Net())
-    fake.datasets = SimpleNamespace(normalize=lambda pixels, top: 2048 * pixels / top - 1024)
-    monkeypatch.setitem(sys.modules, "torchxrayvision", fake)
+    class Inception(torch.nn.Module):
+        def __init__(self, name, features):
+            super().__init__()
+            assert (name, features) == ("inception-v3-compat", ["2048"])
+
+        def forward(self, image):
+            shown.append(image)
+            return (image.float().mean((2, 3)),)
+
+    fakes = {name: ModuleType(name) for name in ("torchxrayvision", "torch_fidelity")}
+    fakes["torchxrayvision"].models = SimpleNamespace(DenseNet=lambda weights: Net())
+    fakes["torchxrayvision"].datasets = SimpleNamespace(normalize=lambda pixels, top: 2048 * pixels / top - 1024)
+    extractor = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    extractor.FeatureExtractorInceptionV3 = Inception
+    for name, fake in {**fakes, extractor.__name__: extractor}.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    path = Path(__file__).parents[2] / "docs" / "scripts" / "features.py"
+
+    def run(*options):
+        shown.clear()
+        monkeypatch.setattr(sys, "argv", ["features.py", *map(str, options)])
+        runpy.run_path(str(path), run_name="__main__")
+        return list(shown)
+
+    return run
+
+
+def pictured(folder, **pictures):
+    """A folder of PNG files, of arrays or pictures."""
+    folder.mkdir()
+    for name, pixels in pictures.items():
+        (Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels).save(folder / f"{name}.png")
+    return folder
+
+
+def test_the_script_for_another_environment_writes_what_the_verb_reads(script, tmp_path):
     folder = pictures(tmp_path / "films", 4)
     rows = [f"{number}.png,{'Pleural Effusion' if number < 2 else 'No Finding'}" for number in range(4)]
-    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
-    script = Path(__file__).parents[2] / "docs" / "scripts" / "features.py"
+    (tmp_path / "labels.csv").write_text("\ufeff" + "\n".join(["file,label", *rows]), encoding="utf-8")
     name = tmp_path / "made"
-    options = ["xrv", str(folder), str(name), "--labels", str(tmp_path / "labels.csv")]
-    monkeypatch.setattr(sys, "argv", ["features.py", *options])
-    runpy.run_path(str(script), run_name="__main__")
+    script("xrv", folder, name, "--labels", tmp_path / "labels.csv")
     assert load_features(f"{name}.npy").values.shape == (4, 2)
     made = call("fidelity", f"{name}-scores.npy")
     assert made.exit_code == 0 and "Pleural Effusion" in made.stdout
     assert call("fidelity", f"{name}.npy", f"{name}.npy").exit_code == 0
+    script("inception", folder, name)
+    assert load_features(f"{name}.npy").values.shape == (4, 3)
+
+
+def test_both_networks_see_the_middle_of_the_picture_and_the_file_says_so(script, tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (512, 700), np.uint8)
+    folder = pictured(tmp_path / "films", wide=wide)
+    (gray,) = script("xrv", folder, tmp_path / "xrv")
+    assert gray.shape == (1, 1, 512, 512) and gray.dtype == torch.float32
+    np.testing.assert_allclose(gray[0, 0], 2048 * wide[:, 94:606].astype(np.float32) / 255 - 1024, rtol=1e-6)
+    (color,) = script("inception", folder, tmp_path / "inception")
+    assert color.shape == (1, 3, 512, 512) and color.dtype == torch.uint8
+    np.testing.assert_array_equal(color[0], np.broadcast_to(wide[:, 94:606], (3, 512, 512)))
+    said = [load_features(tmp_path / name).preprocessing for name in ("xrv", "inception")]
+    assert all("short side 512 (bilinear), center crop 512" in each for each in said)
+    assert "-1024 to 1024" in said[0] and "RGB" in said[1] and "299" in said[1]
+    halves = np.repeat(np.uint8([[0, 255]]), 1024, 1).repeat(1024, 0)  # 1024 x 2048, black left and white right
+    (gray,) = script("xrv", pictured(tmp_path / "large", halves=halves), tmp_path / "xrv")
+    assert gray.shape == (1, 1, 512, 512) and (gray[..., :254] == -1024).all() and (gray[..., 258:] == 1024).all()
+
+
+def test_a_picture_of_sixteen_bits_is_scaled_by_its_white_and_a_black_one_goes_through(script, tmp_path):
+    levels = np.random.default_rng(1).integers(0, 256, (512, 512))
+    pixels = {"deep": (257 * levels).astype(np.uint16), "eight": levels.astype(np.uint8), "black": 0 * levels}
+    folder = pictured(tmp_path / "films", **{**pixels, "black": pixels["black"].astype(np.uint8)})
+    black, deep, eight = script("xrv", folder, tmp_path / "made")
+    np.testing.assert_array_equal(deep, eight)
+    assert (black == -1024).all() and eight.min() == -1024 and eight.max() == 1024
+    for seen in script("inception", folder, tmp_path / "made")[1:]:
+        np.testing.assert_array_equal(seen[0, 0], levels)
+    bits = Image.fromarray(levels > 100)
+    assert bits.mode == "1"
+    (seen,) = script("xrv", pictured(tmp_path / "bits", bits=bits), tmp_path / "made")
+    assert (seen.min(), seen.max()) == (-1024, 1024)
+
+
+def test_pictures_that_would_be_misread_are_refused_by_name(script, tmp_path):
+    for kind in (np.uint8, np.uint16):
+        folder = pictured(tmp_path / kind.__name__, film=np.eye(8, dtype=kind))
+        with pytest.raises(SystemExit, match="film.png holds 0 and 1 alone, expected 0 to .*: multiply it"):
+            script("xrv", folder, tmp_path / "made")
+    folder = tmp_path / "cmyk"
+    folder.mkdir()
+    Image.new("CMYK", (8, 8)).save(folder / "film.jpg")
+    for network in ("xrv", "inception"):
+        with pytest.raises(SystemExit, match="film.jpg is a picture of mode CMYK: save it as gray"):
+            script(network, folder, tmp_path / "made")
+    assert not (tmp_path / "made.npy").exists()
+
+
+def test_labels_need_their_columns_every_picture_and_a_network_with_scores(script, tmp_path):
+    folder, labels = pictures(tmp_path / "films", 2), tmp_path / "labels.csv"
+    labels.write_text("image,label\n0.png,Edema\n")
+    with pytest.raises(SystemExit, match="labels.csv has the columns image, label; expected file and label"):
+        script("xrv", folder, tmp_path / "made", "--labels", labels)
+    for content in ("file,label\n", "file,label\n0.png,Edema\n"):
+        labels.write_text(content)
+        with pytest.raises(SystemExit, match="labels.csv has no label for"):
+            script("xrv", folder, tmp_path / "made", "--labels", labels)
+    with pytest.raises(SystemExit, match="--labels is for the scores of xrv, and inception gives none"):
+        script("inception", folder, tmp_path / "made", "--labels", labels)

@@ -11,7 +11,7 @@ from voxplain.attention import AttentionCall
 from voxplain.geometry import Geometry, regular
 from voxplain.maps import Sample
 from voxplain.models.placing import placed
-from voxplain.studies import grounding
+from voxplain.studies import fitting, grounding
 from voxplain.tracing import attached
 
 
@@ -122,6 +122,22 @@ def test_an_unknown_profile_and_repeats_of_one_without_noise_are_refused(adapter
         grounding.ground_repeated(adapter, image(adapter), "left", profile="invert")
 
 
+def test_layers_of_a_recipe_that_reads_no_attention_are_refused_before_any_work(adapter, monkeypatch):
+    monkeypatch.setattr(grounding, "states_of", lambda *given, **options: pytest.fail("states were made"))
+    for recipe in ("effect", "support"):
+        with pytest.raises(ValueError, match=f"recipe '{recipe}' reads no attention, so layers = .* 'mean'"):
+            grounding.ground(adapter, image(adapter), "left", recipe, layers=adapter.layers[:1])
+
+
+@pytest.mark.parametrize("profile", ["renoise", "invert"])
+def test_an_image_of_other_channels_is_refused_before_it_is_encoded(adapter, profile, monkeypatch):
+    two = replace(image(adapter), image=np.repeat(image(adapter).image, 2, 0))
+    monkeypatch.setattr(adapter, "encode_image", lambda values: pytest.fail("it was encoded"))
+    monkeypatch.setattr(adapter, "prediction", "sample")
+    with pytest.raises(ValueError, match="the image holds 2 channels, and toy reads 1; give one of them"):
+        grounding.ground(adapter, two, "left", profile=profile, steps=3, used=2)
+
+
 def test_the_layers_that_localize_are_the_models_choice(adapter):
     made = grounding.ground(adapter, image(adapter), "left nodule", "selected", steps=4, used=2)
     assert made.provenance["layers"] == list(adapter.localizing_layers)
@@ -149,7 +165,7 @@ def test_a_volume_of_other_spacing_is_brought_to_the_models_grid_around_its_cent
     values = np.full((1, *shape), -1000.0, np.float32)
     middle = tuple(slice(size // 2 - 2, size // 2 + 2) for size in shape)
     values[(0, *middle)] = 40
-    made = grounding.fitted(Sample(values, fine, ""), adapter.geometry)
+    made = fitting.fitted(Sample(values, fine, ""), adapter.geometry)
     assert made.image.shape[1:] == adapter.geometry.shape
     assert made.geometry.spacing == adapter.geometry.spacing
     inner = tuple(slice(size // 2 - 1, size // 2 + 1) for size in adapter.geometry.shape)
@@ -163,7 +179,7 @@ def test_a_volume_of_other_spacing_is_brought_to_the_models_grid_around_its_cent
 
 def test_outside_of_a_smaller_volume_is_its_lowest_value(adapter):
     small = regular(tuple(size // 2 for size in adapter.geometry.shape), 5.0)
-    made = grounding.fitted(Sample(np.full((1, *small.shape), 7.0, np.float32), small, ""), adapter.geometry)
+    made = fitting.fitted(Sample(np.full((1, *small.shape), 7.0, np.float32), small, ""), adapter.geometry)
     assert (made.image == 7).all()
 
 
@@ -171,7 +187,7 @@ def test_axes_are_turned_to_those_of_the_model():
     shape, spacing = (4, 6, 8), [5.0, 5.0, 5.0]
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
     given = Sample(values, regular(shape, spacing, [7.0, 8.0, 9.0]), "")
-    made = grounding.fitted(given, placed((8, 6, 4), spacing, "RAS"))
+    made = fitting.fitted(given, placed((8, 6, 4), spacing, "RAS"))
     assert np.array_equal(made.image[0], values[0].transpose(2, 1, 0)[::-1, ::-1])
     corner = np.array([[0.0, 0.0, 0.0]])
     last = np.array([[0.0, shape[1] - 1, shape[2] - 1]])  # the first voxel of made is here in given
@@ -180,33 +196,33 @@ def test_axes_are_turned_to_those_of_the_model():
 
 def test_cells_that_are_much_smaller_than_the_models_are_averaged():
     values = np.random.default_rng(0).normal(size=(1, 32, 48)).astype(np.float32)
-    made = grounding.fitted(Sample(values, regular((32, 48), 0.5), ""), regular((8, 12), 2.0))
+    made = fitting.fitted(Sample(values, regular((32, 48), 0.5), ""), regular((8, 12), 2.0))
     np.testing.assert_allclose(made.image[0], values[0].reshape(8, 4, 12, 4).mean((1, 3)), atol=1e-5)
 
 
 def test_of_unknown_spacing_only_what_has_the_models_shape_or_field_of_view_is_taken(adapter):
     sample, model = image(adapter), adapter.geometry
-    assert grounding.fitted(sample, model) is sample
+    assert fitting.fitted(sample, model) is sample
 
     def unknown(geometry):
         return Geometry(geometry.shape, geometry.affine, spacing_known=False)
 
     same = replace(sample, geometry=unknown(regular(model.shape, 1.0)))
-    assert grounding.fitted(same, model) is same
+    assert fitting.fitted(same, model) is same
     fine = tuple(2 * size for size in model.shape)
     large = Sample(np.ones((1, *fine), np.float32), unknown(model.at(fine)), "")
-    made = grounding.fitted(large, model)
+    made = fitting.fitted(large, model)
     assert made.image.shape[1:] == model.shape and made.geometry.same_as(model)
     with pytest.raises(ValueError, match="spacing of the image is not known, so the image .* header"):
-        grounding.fitted(replace(large, geometry=unknown(regular(fine, 1.0))), model)
+        fitting.fitted(replace(large, geometry=unknown(regular(fine, 1.0))), model)
     with pytest.raises(ValueError, match="spacing of the model is not known"):
-        grounding.fitted(replace(large, geometry=regular(fine, 1.0)), unknown(regular(model.shape, 1.0)))
+        fitting.fitted(replace(large, geometry=regular(fine, 1.0)), unknown(regular(model.shape, 1.0)))
     flipped = model.affine.copy()
     flipped[:-1, 0] *= -1
     with pytest.raises(ValueError, match="not known"):
-        grounding.fitted(replace(same, geometry=unknown(replace(model, affine=flipped))), model)
+        fitting.fitted(replace(same, geometry=unknown(replace(model, affine=flipped))), model)
 
 
 def test_an_image_with_another_number_of_axes_is_refused():
-    with pytest.raises(ValueError, match="has 2 axes .* makes \\(4, 8, 12\\)"):
-        grounding.fitted(Sample(np.ones((1, 8, 12), np.float32), regular((8, 12), 1.0), ""), regular((4, 8, 12), 1.0))
+    with pytest.raises(ValueError, match="has 2 axes .* makes \\(4, 8, 12\\); choose a model of pictures"):
+        fitting.fitted(Sample(np.ones((1, 8, 12), np.float32), regular((8, 12), 1.0), ""), regular((4, 8, 12), 1.0))

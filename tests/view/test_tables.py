@@ -49,6 +49,11 @@ def test_latex_is_escaped():
     assert made.count(r"\\") == 3 and r"\label{tab:auc}" in made and "{lrrr}" in made
 
 
+def test_a_row_that_begins_with_a_bracket_is_no_length_in_latex():
+    made = as_latex(Table("words", "t", ("word", "|a|"), (("[end]", 1),)))
+    assert "\n{[}end] & 1" in made and "\\textbar{}a\\textbar{}" in made
+
+
 def test_html_is_escaped():
     assert "<script>" not in as_html(TABLE) and "&lt;script&gt;" in as_html(TABLE)
 

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -11,8 +13,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from voxplain.datasets.base import RuleWarning
+
 DEBUG = "VOXPLAIN_DEBUG"
 BAD_INPUT = (ValueError, NotImplementedError, FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+PERIOD = 30  # seconds between two lines of progress where no bar can be drawn
 FAILURE = (FloatingPointError, ImportError, OSError)  # not the user's words, but nothing a traceback would explain
 
 app = typer.Typer(
@@ -60,7 +65,9 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings():
                 if not os.environ.get(DEBUG):
-                    warnings.simplefilter("ignore")  # what concerns the user is said by the verbs themselves
+                    warnings.simplefilter("ignore")  # what concerns the user is said by the verbs themselves, but for:
+                    warnings.simplefilter("always", RuleWarning)
+                    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
                 function(*args, **options)
         except KeyboardInterrupt:
             say("interrupted; nothing half-written is left")
@@ -88,7 +95,10 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Bars on the error stream, one a stage; yields `report(stage, done, total, note)`, total 0 if it is not known."""
+    """Bars on the error stream, one a stage; yields `report(stage, done, total, note)`, total 0 if it is not known.
+
+    A stream that is no terminal gets a plain line at most every `PERIOD` seconds, and the last where it had others.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -102,13 +112,28 @@ def progress() -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         stages: dict[str, Any] = {}
+        began = said = time.monotonic()
 
         def report(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+            nonlocal said
             if stage not in stages:
                 stages[stage] = bars.add_task(stage, total=None)
-            bars.update(stages[stage], completed=done, total=total or None, description=f"{stage} {note}".strip())
+            described = f"{stage} {note}".strip()
+            bars.update(stages[stage], completed=done, total=total or None, description=described)
+            now = time.monotonic()
+            if not console.is_terminal and (now - said >= PERIOD or (said > began and 0 < total == done)):
+                said = now
+                say(f"{described}: {done} of {total}" if total else described)
 
         yield report
+
+
+def remaining(seconds: float) -> str:
+    """How long something still takes, in hours, minutes or seconds; nothing for no time."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"({hours} h {minutes} min left)"
+    return f"({minutes} min left)" if minutes > 1 else f"({seconds:.0f} s left)" if seconds else ""
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
@@ -131,4 +156,7 @@ def named(given: list[str] | None, option: str = "--set") -> dict[str, str]:
     """What a repeated option NAME=VALUE says."""
     if wrong := [pair for pair in given or () if "=" not in pair]:
         raise ValueError(f"{option} {wrong[0]}: give it as NAME=VALUE")
-    return {name: value for name, _, value in (pair.partition("=") for pair in given or ())}
+    pairs = [(name, value) for name, _, value in (pair.partition("=") for pair in given or ())]
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{option} {twice[0]} is given more than once; give it once")
+    return dict(pairs)

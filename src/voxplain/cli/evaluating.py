@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxplain.cli.base import Device, Dtype, Model, Overwrite, Seed, TextEncoder, TrustCode, named, progress, say, verb
+from voxplain.cli.base import (
+    Device,
+    Dtype,
+    Model,
+    Overwrite,
+    Seed,
+    TextEncoder,
+    TrustCode,
+    named,
+    progress,
+    remaining,
+    say,
+    verb,
+)
 from voxplain.cli.datasets import options_of
 from voxplain.cli.opening import open_model
 
@@ -70,7 +83,7 @@ def evaluate(
             minimum=words,
             command=command,
             overwrite=overwrite,
-            progress=lambda done, total, left: report("cases", done, total),
+            progress=lambda done, total, left: report("cases", done, total, remaining(left)),
             executor=executor,
             workers=workers,
             address=address,
@@ -97,22 +110,28 @@ def sanity(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Try whether maps depend on what they should: pass or fail, with the reason."""
+    given = {key: value for key, value in locals().items() if key != "model"}
+    command = spelled("sanity", [model], given)
     with progress() as report:
         opened = open_model(model, report, text_encoder=text_encoder, dtype=dtype, device=device, trust_code=trust_code)
         from voxplain.adapters import as_adapter
-        from voxplain.studies import given
+        from voxplain.studies import given as images
         from voxplain.studies import sanity as study
 
         adapter = as_adapter(opened)
-        sample = given.given(image, text, adapter).sample if image else None
+        sample = images.given(image, text, adapter).sample if image else None
         options: dict[str, Any] = {"text": text, "word": word, "other": other, "sample": sample, "seed": seed}
         made = study.examine(adapter, **options, generation_steps=steps, progress=report)
     rows = [(one.name, one.passed, one.reason) for one in made.verdicts]
     if as_json:
         import json
 
-        checks = [{"check": name, "passed": passed, "reason": reason} for name, passed, reason in rows]
-        typer.echo(json.dumps({**made.facts, "passed": made.passed, "checks": checks}, ensure_ascii=False))
+        checks = [
+            {"check": one.name, "passed": one.passed, "reason": one.reason, "figures": dict(one.figures)}
+            for one in made.verdicts
+        ]
+        told = {**made.facts, "command": command, "passed": made.passed, "checks": checks}
+        typer.echo(json.dumps(told, ensure_ascii=False))
     else:
         words = {True: "pass", False: "FAIL", None: "  – "}
         for name, passed, reason in rows:
@@ -121,7 +140,7 @@ def sanity(
         from voxplain.io.folders import write_file
         from voxplain.view.scoreboard import verdicts
 
-        write_file(out, verdicts(f"{adapter.name}: {text}", rows, made.facts).encode("utf-8", "replace"))
+        write_file(out, verdicts(f"{adapter.name}: {text}", rows, made.facts, command).encode("utf-8", "replace"))
         say(str(out))
     if not made.passed:
         raise SystemExit(1)
@@ -143,6 +162,10 @@ def source_of(
 
     if data in ("phantoms", "runs") and (labels or texts or option):
         raise ValueError(f"{data} take no --set, --label and --as: these choose among the records of a data set")
+    if data == "phantoms" and root is not None:
+        raise ValueError(f"phantoms are drawn and read no file; leave {str(root)!r} out, or name a data set")
+    if data == "runs" and (split, count) != (None, None):
+        raise ValueError("runs take no --split and --count: list in the CSV file what is to be scored")
     if data == "phantoms":
         return Phantoms(PHANTOMS if count is None else count, split or "test")
     if data == "runs":

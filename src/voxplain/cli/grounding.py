@@ -1,6 +1,8 @@
 """The verb ground: a text on an image from elsewhere."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,13 +25,14 @@ from voxplain.cli.base import (
     several,
     verb,
 )
-from voxplain.cli.making import place, write
+from voxplain.cli.making import place, remark
 from voxplain.cli.opening import open_model, remembered
 
 if TYPE_CHECKING:
     from voxplain.maps import Heatmap
     from voxplain.studies.given import Given
 
+LARGEST = 2**63  # seeds are below it
 WIDE = 160  # columns of a table that goes into a file
 RULES = "words, substring, first, all, start, end or padding. [default: words if --word is given, else all]"
 
@@ -48,13 +51,13 @@ def ground(
     recipe: Recipes = None,
     rule: Annotated[str | None, typer.Option(help=f"Also one map by a token rule: {RULES}", show_default=False)] = None,
     word: Annotated[
-        list[str] | None, typer.Option(help="A finding's word or phrase, for the rule; again for several.")
+        list[str] | None, typer.Option(help="A finding's word or phrase, for the rule; again for its other forms.")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="The truth, on the image's own grid: score the rule's map.", show_default=False)
     ] = None,
     mask_value: Annotated[
-        list[int] | None, typer.Option(help="A value of the mask that counts; again for several. [default: all but 0]")
+        list[int] | None, typer.Option(help="A value of --mask that counts; again for several. [default: all but 0]")
     ] = None,
     box: Annotated[
         list[str] | None, typer.Option(help="Truth as X,Y,W,H (X,Y,Z,W,H,D) in pixels as stored; again for several.")
@@ -70,35 +73,45 @@ def ground(
 ) -> None:
     """Map the words of a text on an image from elsewhere; score the map where the truth is known."""
     refuse_existing(out, overwrite)
+    if not 0 <= seed < LARGEST:
+        raise ValueError(f"--seed {seed}: give a whole number from 0 to {LARGEST - 1}")
     words, names = tuple(word or ()), several(recipe)
     boxes = tuple(tuple(numbers(one, "--box")) for one in box or ())
-    wanted = None if size is None else tuple(int(one) for one in numbers(size, "--size"))
+    wanted = None if size is None else whole(size, "--size")
     options = {"text_encoder": text_encoder, "dtype": dtype, "trust_code": trust_code}
     with progress() as report:
         opened = open_model(model, report, device=device, **options)
         from voxplain.adapters import as_adapter
+        from voxplain.io.folders import new_folder
+        from voxplain.io.run import save_run
         from voxplain.studies import explaining, given
 
         adapter = as_adapter(opened)
-        found = given.given(image, text, adapter, mask=mask, mask_values=mask_value or (), boxes=boxes, size=wanted)
+        with warned():
+            found = given.given(image, text, adapter, mask=mask, mask_values=mask_value or (), boxes=boxes, size=wanted)
         asked = rule is not None or bool(words) or found.truth is not None
         chosen = rule or ("words" if words else "all")
         if asked:
-            given.check_rule(adapter.tokenize(text), chosen, words, names)
+            given.check_rule(adapter.tokenize(text), chosen, words, names, scored=found.truth is not None)
         explanation = explaining.explain_image(
             opened, found.sample, text, profile=profile, seed=seed, seeds=seeds, recipes=names, progress=report
         )
         maps = given.ruled(explanation, chosen, words) if asked else {}
         scores = given.scored(maps, found.truth, seed=seed) if found.truth is not None else {}
-        facts: dict[str, Any] = {"rule": {"name": chosen, "words": list(words)}} if asked else {}
+        facts = remembered(model, options)
+        if asked:
+            facts["rule"] = {"name": chosen, "words": list(words)}
         if found.truth is not None:
             origin: dict[str, Any] = {"boxes": [list(one) for one in boxes]}
             if mask is not None:
                 origin = {"file": mask.name, **({"values": list(mask_value)} if mask_value else {})}
             facts |= {"truth": {**origin, "share": found.share}, "scores": scores}
         explanation = replace(explanation, provenance={**explanation.provenance, **facts})
-        write(explanation, remembered(model, options), out, overwrite, report)
-        keep(out, maps, found)
+        report("writing")
+        with new_folder(out, overwrite=overwrite, marker="run.json") as folder:
+            save_run(explanation, folder, overwrite=True)
+            keep(folder, maps, found)
+    remark(explanation, out)
     if trip := explanation.provenance.get("round_trip"):
         say(
             f"round trip of the inversion: latent {trip['latent']:.1%}, image {trip['image']:.3g} {trip['unit']} (mean "
@@ -116,6 +129,23 @@ def numbers(given: str, option: str) -> list[float]:
         return [float(part) for part in given.split(",")]
     except ValueError:
         raise ValueError(f"{option} {given}: give numbers with commas between, x first, as in 10,20,64,48") from None
+
+
+def whole(given: str, option: str) -> tuple[int, ...]:
+    """The whole numbers of an option, parted by commas."""
+    found = numbers(given, option)
+    if not all(one.is_integer() for one in found):
+        raise ValueError(f"{option} {given}: pixels are counted, so give whole numbers, as in 96,48")
+    return tuple(map(int, found))
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Say what our own code warns of inside the block."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"voxplain\.")
+        warnings.showwarning = lambda message, *about: say(f"warning: {message}")
+        yield
 
 
 def keep(run: Path, maps: Mapping[str, "Heatmap"], found: "Given") -> None:

@@ -176,12 +176,17 @@ def train(
 def write(
     explanation: "Explanation", opened: dict[str, Any], out: Path, overwrite: bool, report: Callable[..., None]
 ) -> None:
-    """Save the run, with what its model was opened by, and say what the user should know."""
+    """Save the run, with what its model was opened by, and say what the user should know (`remark`)."""
     from voxplain.io.run import save_run
 
     report("writing")
     explanation = replace(explanation, provenance={**explanation.provenance, **opened})
     save_run(explanation, out, overwrite=overwrite)
+    remark(explanation, out)
+
+
+def remark(explanation: "Explanation", out: Path) -> None:
+    """What the user should know of the run, and where it is."""
     for warning in explanation.provenance["warnings"]:
         say(f"warning: {warning}")
     for recipe in explanation.provenance["recipes"]:

@@ -19,12 +19,28 @@ x counts columns, y rows, z slices; the first pixel covers 0 to 1.
 """
 
 
+class RuleWarning(UserWarning):
+    """Credentialed data are about to leave this disk."""
+
+
 class Excluded(ValueError):
     """A record that cannot be scored; `reason` is short, countable and names nobody."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+
+
+class Faulty(ValueError):
+    """What is wrong with a record's files; `reason` is short, countable and names nobody, the message says it all."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Gone(Faulty, FileNotFoundError):
+    """A file of a record that is no longer there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ Built from the public files `annotations/captions_SPLIT.json` and `annotations/i
 `SPLIT/`.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 from voxplain.datasets.base import Dataset, Outlines, Polygon, Record, Runs, counted, whole_words
 from voxplain.datasets.shapes import runs_of
-from voxplain.datasets.tables import on_disk, some_on_disk
+from voxplain.datasets.tables import Fields, distinct, entries, on_disk, read_document, some_on_disk
 
 MANY = {
     "person": ("people", "persons"),
@@ -27,6 +26,13 @@ MANY = {
     "scissors": (),
 }
 """The plurals that no rule gives; () where the name itself stands for several."""
+FIELDS: Mapping[str, Fields] = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "categories": {"id": int, "name": str},
+    "captions": {"id": int, "image_id": int, "caption": str},
+    "instances": {"id": int, "image_id": int, "category_id": int, "segmentation": (list, dict)},
+}
+"""What is read of the lists in an annotation file; the list `annotations` by the kind of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +51,25 @@ def build_coco(root: str | os.PathLike, split: str = "val2017", *, classes: Coll
     A class is named by its name or the plural, as whole words, the longest name first ("hot dog" names no dog).
     Captions of one image share its `patient`. Left out, and counted: captions that name no class (or none of
     `classes`), classes without an instance in the image, images that are not on the disk. Raises ValueError for an
-    unknown class.
+    unknown class, for entries that point to none, and for an instance whose outline is none or of another size.
     """
     base = Path(root)
-    captions, instances = annotations(base, "captions", split), annotations(base, "instances", split)
-    names = {entry["id"]: entry["name"] for entry in instances["categories"]}
+    captions = annotations(base, "captions", split, ("images", "annotations"))
+    instances = annotations(base, "instances", split, ("annotations", "categories"))
+    names = {entry["id"]: entry["name"] for entry in instances["categories"].values()}
     wanted = chosen_classes(names.values(), classes)
-    sizes = {entry["id"]: entry for entry in captions["images"]}
-    outlines = _outlines(instances, names, sizes)
+    sizes = {entry["id"]: entry for entry in captions["images"].values()}
+    outlines = _outlines(instances["annotations"], names, sizes)
     folders = [base / split, base / "images" / split, base / "images", base]
     paths = {number: on_disk(folders, entry["file_name"]) for number, entry in sizes.items()}
     missing = list(paths.values()).count(None)
     some_on_disk(len(paths) - missing, missing, folders, "000000000139.jpg")
     pattern = pattern_of(names.values())
     records, left_out = [], Counter()
-    for entry in sorted(captions["annotations"], key=lambda entry: entry["id"]):
+    for place, entry in in_order(captions["annotations"]):
         number, caption = entry["image_id"], " ".join(entry["caption"].split())
+        if number not in sizes:
+            raise ValueError(f"{place} captions image {number}, which is not among the images")
         found = by_class(mention for mention in mentions(caption, pattern) if mention.name in wanted)
         left_out["the caption names no class"] += not found
         for name, places in found.items():
@@ -86,12 +95,19 @@ def build_coco(root: str | os.PathLike, split: str = "val2017", *, classes: Coll
     return Dataset("coco", tuple(records), counted(left_out), about)
 
 
-def annotations(base: Path, kind: str, split: str) -> dict[str, Any]:
-    """The document `KIND_SPLIT.json`, in `annotations/` or in the folder itself."""
+def annotations(base: Path, kind: str, split: str, lists: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Lists of the document `KIND_SPLIT.json`, in `annotations/` or in the folder itself: place -> entry, checked."""
     path = on_disk([base / "annotations", base], f"{kind}_{split}.json")
     if path is None:
         raise FileNotFoundError(f"{base} holds no annotations/{kind}_{split}.json; unzip COCO's annotations there")
-    return json.loads(path.read_text(encoding="utf-8"))
+    document = read_document(path, tuple(lists))
+    fields = {**FIELDS, "annotations": FIELDS[kind]}
+    return {name: dict(distinct(entries(path, name, document[name], fields[name]), "id")) for name in lists}
+
+
+def in_order(captions: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The captions by their ids."""
+    return sorted(captions.items(), key=lambda item: item[1]["id"])
 
 
 def chosen_classes(names: Iterable[str], classes: Collection[str] | None) -> frozenset[str]:
@@ -150,21 +166,29 @@ def spelled(caption: str, found: Iterable[Mention]) -> tuple[str, ...]:
 
 
 def _outlines(
-    instances: Mapping[str, Any], names: Mapping[int, str], sizes: Mapping[int, Mapping[str, Any]]
+    instances: Mapping[str, Mapping[str, Any]], names: Mapping[int, str], sizes: Mapping[int, Mapping[str, Any]]
 ) -> dict[tuple[int, str], Outlines]:
     """(image, class) -> everything of that class in the image, crowds included."""
     parts: dict[tuple[int, str], list[Polygon | Runs]] = {}
-    for entry in instances["annotations"]:
-        number = entry["image_id"]
-        if number not in sizes:
-            raise ValueError(f"instance {entry['id']} lies in image {number}, which the captions do not know")
+    for place, entry in instances.items():
+        number, kind = entry["image_id"], entry["category_id"]
+        if number not in sizes or kind not in names:
+            raise ValueError(
+                f"{place}: instance {entry['id']} points to image {number}, category {kind}; one is unknown"
+            )
         shape = (sizes[number]["height"], sizes[number]["width"])
-        shapes = parts.setdefault((number, names[entry["category_id"]]), [])
-        segments = entry["segmentation"]
-        if isinstance(segments, list):
-            shapes += [Polygon(tuple(map(float, points))) for points in segments]
-        elif isinstance(segments["counts"], str):
-            shapes.append(runs_of(segments["counts"], shape))
-        else:
-            shapes.append(Runs(tuple(segments["counts"]), shape))
+        try:
+            parts.setdefault((number, names[kind]), []).extend(_shapes(entry["segmentation"], shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{place}: the outline of instance {entry['id']} cannot be read: {error}") from error
     return {key: Outlines(tuple(each)) for key, each in parts.items() if each}
+
+
+def _shapes(segments: Any, shape: tuple[int, int]) -> list[Polygon | Runs]:
+    """The polygons of an instance, or its run lengths, which say of which size their image is."""
+    if isinstance(segments, list):
+        return [Polygon(tuple(map(float, points))) for points in segments]
+    if segments.get("size") != list(shape):
+        raise ValueError(f"run lengths for an image of {segments.get('size')}, but this one has shape {shape}")
+    counts = segments["counts"]
+    return [runs_of(counts, shape) if isinstance(counts, str) else Runs(tuple(map(int, counts)), shape)]

@@ -1,6 +1,7 @@
 """The 14 labels of chest X-ray sets, and what becomes of an uncertain one (-1): the user has to say."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from voxplain.datasets.base import Excluded
 from voxplain.datasets.tables import number
@@ -37,9 +38,7 @@ def settle(raw: Mapping[str, float], uncertain: str) -> dict[str, bool]:
     """
     check_policy(uncertain)
     found = {}
-    for name, value in raw.items():
-        if value not in (1, 0, -1):
-            raise ValueError(f"label {name!r} is {value}; expected 1, 0, -1 or nothing")
+    for name, value in checked(raw).items():
         if value == -1 and uncertain == "exclude":
             raise Excluded("a label is uncertain")
         if value == -1 and uncertain == "unknown":
@@ -56,8 +55,17 @@ def check_policy(uncertain: str) -> None:
 
 
 def from_row(row: Mapping[str, str], names: Iterable[str], place: str) -> dict[str, float]:
-    """The labels of a CSV row that are mentioned: those whose field is not empty."""
-    return {name: number(row[name], f"{place}, {name}") for name in names if row[name]}
+    """The labels of a CSV row that are mentioned: those whose field is not empty. Raises ValueError as `checked`."""
+    return checked({name: number(row[name], f"{place}, {name}") for name in names if row[name]}, place)
+
+
+def checked(raw: Mapping[str, Any], place: str = "") -> dict[str, float]:
+    """The labels, where each is the number 1, 0 or -1. Raises ValueError that says where another stood."""
+    for name, value in raw.items():
+        if value not in (1, 0, -1):
+            where = f"{place}: " if place else ""
+            raise ValueError(f"{where}label {name!r} is {value!r}; expected the number 1, 0 or -1, or nothing")
+    return dict(raw)
 
 
 def as_text(labels: Mapping[str, bool]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from voxplain.datasets.base import Dataset, Excluded, Record, counted
 from voxplain.datasets.labels import CHEXPERT, as_text, check_policy, from_row, settle
 from voxplain.datasets.mscxr import subjects
-from voxplain.datasets.tables import find_table, on_disk, rows, some_on_disk
+from voxplain.datasets.tables import check_known, distinct, find_table, on_disk, rows, some_on_disk
 
 SPLITS = ("train", "validate", "test")
 VIEWS = ("PA", "AP")
@@ -40,22 +40,22 @@ def build_mimic_cxr(
     subjects, so no patient is on both sides.) Only `splits` are kept, if given.
 
     Rows are left out, and counted, for another split or view, a label or study without labels, a missing file, and a
-    report with no impression, more than one, or one of 7 characters or less.
+    report with no impression, more than one, or one of 7 characters or less. Raises ValueError for an unknown split or
+    view, and for a film or a study that a table lists twice.
     """
     check_policy(uncertain)
     base = Path(root)
     folders = [base, base.parent]
     held_out = subjects(ms_cxr) if ms_cxr is not None else frozenset()
     known = (*SPLITS, *(("p19", "mscxr") if ms_cxr is not None else ()))
-    if unknown := sorted(set(splits or ()) - set(known)):
-        raise ValueError(f"split {', '.join(unknown)}: there are {', '.join(known)}")
+    check_known("split", splits or (), known)
     view_of = _views(base)
+    check_known("view", views, sorted({*VIEWS, *view_of.values()}))
     labels = _labels(base, labeler)
     texts: dict[str, str | Excluded] = {}
     records, left_out, there = [], Counter(), 0
-    for place, row in rows(
-        find_table(base, "mimic-cxr-2.0.0-split.csv"), ("dicom_id", "study_id", "subject_id", "split")
-    ):
+    films = rows(find_table(base, "mimic-cxr-2.0.0-split.csv"), ("dicom_id", "study_id", "subject_id", "split"))
+    for place, row in distinct(films, "dicom_id"):
         dicom, study, subject = row["dicom_id"], row["study_id"], row["subject_id"]
         split = row["split"]
         if ms_cxr is not None and subject in held_out:
@@ -122,10 +122,11 @@ def _impression(reports: Path, relative: str, texts: dict[str, str | Excluded]) 
 
 def _views(base: Path) -> dict[str, str]:
     table = find_table(base, "mimic-cxr-2.0.0-metadata.csv")
-    return {row["dicom_id"]: row["ViewPosition"] for _, row in rows(table, ("dicom_id", "ViewPosition"))}
+    found = distinct(rows(table, ("dicom_id", "ViewPosition")), "dicom_id")
+    return {row["dicom_id"]: row["ViewPosition"] for _, row in found}
 
 
 def _labels(base: Path, labeler: str) -> Labels:
     table = find_table(base, f"mimic-cxr-2.0.0-{labeler}.csv")
-    found = rows(table, ("study_id", *CHEXPERT))
+    found = distinct(rows(table, ("study_id", *CHEXPERT)), "study_id")
     return {row["study_id"]: from_row(row, CHEXPERT, place) for place, row in found}

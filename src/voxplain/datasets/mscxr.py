@@ -4,18 +4,16 @@ Built from the public annotation file, CSV or JSON, release 0.1 (files v1.0.0) o
 films of MIMIC-CXR-JPG. Credentialed.
 """
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from voxplain.datasets.base import Box, Boxes, Dataset, Excluded, Record, counted, whole_words
 from voxplain.datasets.shapes import box_inside
-from voxplain.datasets.tables import number, on_disk, rows, some_on_disk, whole
+from voxplain.datasets.tables import ID, distinct, entries, number, on_disk, read_document, rows, some_on_disk, whole
 
 WORDS = {
     "Atelectasis": ("atelectasis", "atelectatic"),
@@ -32,6 +30,9 @@ COLUMNS = ("dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h"
 SUBJECT = re.compile(r"/p(\d{8})/")
 RELEASE = re.compile(r"MS_CXR_Local_Alignment_v(\d+)\.(\d+)\.(\d+)\.(csv|json)")
 GROUPS = ("phrase", "finding")
+IMAGE = {"id": ID, "file_name": str, "path": str, "width": (int, float, str), "height": (int, float, str)}
+CATEGORY = {"id": ID, "name": str}
+ANNOTATION = {"image_id": ID, "category_id": ID, "bbox": list, "label_text": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,24 +166,25 @@ def _from_csv(path: Path) -> Iterator[_Row]:
 
 
 def _from_json(path: Path) -> Iterator[_Row]:
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if missing := [name for name in ("images", "annotations", "categories") if name not in document]:
-        raise ValueError(f"{path} has no {', '.join(missing)}; expected MS-CXR's COCO-style JSON")
-    names = {entry["id"]: entry["name"] for entry in document["categories"]}
-    images = {entry["id"]: entry for entry in document["images"]}
-    for entry in document["annotations"]:
-        place = f"{path.name}, annotation {entry['id']}"
+    lists = read_document(path, ("images", "annotations", "categories"))
+    images, names = (
+        {entry["id"]: entry for _, entry in distinct(entries(path, name, lists[name], fields), "id")}
+        for name, fields in (("images", IMAGE), ("categories", CATEGORY))
+    )
+    for place, entry in entries(path, "annotations", lists["annotations"], ANNOTATION):
         if entry["image_id"] not in images or entry["category_id"] not in names:
             raise ValueError(f"{place} points to an image or category that the file does not have")
         image = images[entry["image_id"]]
-        x, y, w, h = map(float, entry["bbox"])
+        sides = [number(str(side), f"{place}, bbox") for side in entry["bbox"]]
+        if len(sides) != 4:
+            raise ValueError(f"{place}: bbox has {len(sides)} numbers; expected 4: x, y, width, height")
         yield _Row(
             dicom=Path(image["file_name"]).stem,
-            finding=names[entry["category_id"]],
+            finding=names[entry["category_id"]]["name"],
             phrase=" ".join(entry["label_text"].split()),
             path=image["path"],
-            box=(x, y, w, h),
-            size=(int(image["width"]), int(image["height"])),
+            box=tuple(sides),
+            size=(whole(str(image["width"]), f"{place}, width"), whole(str(image["height"]), f"{place}, height")),
             split=str(entry.get("split", image.get("split", ""))),
             place=place,
         )

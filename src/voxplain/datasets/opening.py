@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from voxplain.datasets.base import Dataset
@@ -39,17 +40,15 @@ def build(name: str, root: str | os.PathLike | None = None, **options: Any) -> D
 
 
 def _built(name: str, root: str | os.PathLike | None, options: Mapping[str, Any]) -> Dataset:
-    if name.startswith("shared-"):
-        return build_shared(name.removeprefix("shared-"), root, **options)
-    if name not in BUILDERS:
-        known = [*BUILDERS, *(f"shared-{one}" for one in SETS)]
-        raise ValueError(f"no data set {name!r}; there are {', '.join(known)}")
-    if root is None:
+    builders = {**BUILDERS, **{f"shared-{one}": partial(build_shared, one) for one in SETS}}
+    if name not in builders:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(builders)}")
+    if root is None and name in BUILDERS:
         raise ValueError(f"{name} is built from your own copy of its files; give its folder")
-    builder = BUILDERS[name]
+    builder = builders[name]
     try:
         inspect.signature(builder).bind(root, **options)
     except TypeError as error:
-        known = ", ".join(list(inspect.signature(builder).parameters)[1:])
+        known = ", ".join(list(inspect.signature(builder).parameters)[1:]) or "none"
         raise ValueError(f"{name}: {error}; its options are {known}") from error
     return builder(root, **options)

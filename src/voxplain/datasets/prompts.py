@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from voxplain.datasets.base import Dataset, Record, counted
-from voxplain.datasets.coco import Mention, annotations, by_class, mentions, pattern_of, plurals, spelled
+from voxplain.datasets.coco import Mention, annotations, by_class, in_order, mentions, pattern_of, plurals, spelled
 
 COUNT = 200  # word-image pairs that the paper scored in each set
 TRIES = 1000
@@ -43,9 +43,10 @@ def _drawn(
 ) -> tuple[list[tuple[str, list[Mention]]], Counter[str]]:
     """Captions with their mentions, in the order in which the seed draws them."""
     base = Path(root)
-    captions, instances = annotations(base, "captions", split), annotations(base, "instances", split)
-    pattern = pattern_of(entry["name"] for entry in instances["categories"])
-    texts = [" ".join(entry["caption"].split()) for entry in sorted(captions["annotations"], key=lambda one: one["id"])]
+    captions = annotations(base, "captions", split, ("annotations",))["annotations"]
+    categories = annotations(base, "instances", split, ("categories",))["categories"]
+    pattern = pattern_of(entry["name"] for entry in categories.values())
+    texts = [" ".join(entry["caption"].split()) for _, entry in in_order(captions)]
     naming = [(text, found) for text in dict.fromkeys(texts) if (found := mentions(text, pattern))]
     if not 1 <= count <= len(naming):
         raise ValueError(f"count={count}: {len(naming)} captions of {split} name a class; give 1 to {len(naming)}")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
-from voxplain.datasets.base import Box, Boxes, Outlines, Polygon, Runs
+from voxplain.datasets.base import Box, Boxes, Faulty, Outlines, Polygon, Runs
 
 FINE = 5  # polygons are drawn on a grid so many times finer (odd), and read at the cells' centers
 
@@ -35,9 +35,10 @@ def box_slices(box: Box, shape: tuple[int, ...]) -> tuple[slice, ...]:
     if len(box) != 2 * axes:
         raise ValueError(f"box {box} has {len(box)} numbers, but an image of {shape} needs {2 * axes}")
     if not box_inside(box, shape):
-        raise ValueError(
+        raise Faulty(
+            "a box leaves the image",
             f"box {box} leaves the image, which is {' x '.join(map(str, shape[::-1]))} (x first); "
-            "boxes are in pixels of the image as it is stored"
+            "boxes are in pixels of the image as it is stored",
         )
     slices = []
     for low, length, size in zip(box[:axes][::-1], box[axes:][::-1], shape, strict=True):

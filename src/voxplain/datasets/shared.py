@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,41 +40,57 @@ def build_shared(name: str, root: str | os.PathLike | None = None) -> Dataset:
     if name not in SETS:
         raise ValueError(f"no shared set {name!r}; there are {', '.join(SETS)}")
     data = (shared_root() if root is None else Path(root)) / "data"
-    made = SETS[name](data / name.split("-")[0])
-    records, left_out = (made.records, made.left_out) if isinstance(made, Dataset) else (tuple(made), {})
-    return Dataset(f"shared-{name}", records, left_out, {"shared": name})
+    left_out: Counter[str] = Counter()
+    records = tuple(SETS[name](data / name.split("-")[0], left_out))
+    return Dataset(f"shared-{name}", records, counted(left_out), {"shared": name})
 
 
-def _films(base: Path) -> Dataset:
-    return build_folder(base, columns={"label": "finding"})
+def _folder(base: Path, left_out: Counter[str], **columns: str) -> Sequence[Record]:
+    """The records of a folder whose table has other names for these columns."""
+    found = build_folder(base, columns=columns)
+    left_out.update(found.left_out)
+    return found.records
 
 
-def _lungs(base: Path) -> Iterator[Record]:
+def _films(base: Path, left_out: Counter[str]) -> Sequence[Record]:
+    return _folder(base, left_out, label="finding")
+
+
+def _lungs(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """Each lung that was drawn by hand; its prompt names it."""
-    for record in build_folder(base, columns={"mask": "lung_mask"}):
+    for record in _folder(base, left_out, mask="lung_mask"):
         if not isinstance(record.truth, MaskFile):
+            left_out["the film has no mask"] += 1
             continue
         sides = {"right lung": 1, "left lung": 2}
         for name, value in sides.items():
             if _holds(record.truth.path, value):
                 yield _named(record, name, replace(record.truth, values=(value,)))
+            else:
+                left_out["the lung is not in the mask"] += 1
 
 
-def _lungs_auto(base: Path) -> Iterator[Record]:
-    for record in build_folder(base, columns={"mask": "lung_mask_auto"}):
+def _lungs_auto(base: Path, left_out: Counter[str]) -> Iterator[Record]:
+    for record in _folder(base, left_out, mask="lung_mask_auto"):
         if isinstance(record.truth, MaskFile):
             yield _named(record, "lungs", record.truth)
+        else:
+            left_out["the film has no mask"] += 1
 
 
-def _boxes(base: Path) -> Iterator[Record]:
+def _boxes(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """One record for each film and finding that has boxes; the prompt names the finding."""
     groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for place, row in rows(base / "boxes.csv", ("id", "label", "x", "y", "w", "h")):
         box = tuple(number(row[side], place) for side in "xywh")
         groups.setdefault((row["id"], row["label"].lower()), []).append(box)
-    films = {record.id: record for record in _films(base)}
+    films = {record.id: record for record in _films(base, left_out)}
+    left_out["the film has no box"] += len(films.keys() - {film for film, _ in groups})
     for (film, finding), boxes in groups.items():
-        yield _named(films[film], finding, Boxes(tuple(boxes)))
+        if film in films:
+            yield _named(films[film], finding, Boxes(tuple(boxes)))
+        else:
+            left_out["the film of the boxes is not there"] += 1
 
 
 def _named(record: Record, name: str, truth: MaskFile | Boxes) -> Record:
@@ -87,17 +103,20 @@ def _holds(path: Path, value: int) -> bool:
         return bool((np.asarray(picture) == value).any())
 
 
-def _volumes(base: Path) -> Iterator[Record]:
+def _volumes(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """Each CT, without a truth."""
     for row in _ct_rows(base):
         if row["kind"] == "ct":
             yield _volume(base, row["file"], row["case"], CT_PROMPT, row)
+        else:
+            left_out["the row is no CT"] += 1
 
 
-def _structures(base: Path) -> Iterator[Record]:
+def _structures(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """Each structure that a mask file names, on the CT of its case (the lung mask without a CT: on itself)."""
     for row in _ct_rows(base):
         if not row["kind"].startswith("mask"):
+            left_out["the row is no mask"] += 1
             continue
         image = f"{row['case']}/ct.nii.gz"
         alone = not (base / image).is_file()
@@ -142,12 +161,12 @@ def _volume(base: Path, file: str, name: str, prompt: str, row: Mapping[str, str
     return Record(f"{name}{small}", prompt, base / file, patient=row["case"], split="test", facts=facts)
 
 
-def _slices(base: Path) -> Iterator[Record]:
-    for record in build_folder(base, columns={"patient": "case"}):
+def _slices(base: Path, left_out: Counter[str]) -> Iterator[Record]:
+    for record in _folder(base, left_out, patient="case"):
         yield replace(record, prompt="axial T1 slice of the brain", split="test")
 
 
-def _stacked(base: Path) -> Iterator[Record]:
+def _stacked(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """MedNIST: the text is the class; blocks of neighboring file numbers stand in for patients."""
     for place, row in rows(base / "metadata.csv", ("file", "index", "label", "block", "split", "license")):
         at, label = whole(row["index"], place), row["label"]
@@ -158,16 +177,15 @@ def _stacked(base: Path) -> Iterator[Record]:
         yield replace(made, split=row["split"])
 
 
-def _stacked_films(base: Path) -> Iterator[Record]:
+def _stacked_films(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     for place, row in rows(base / "metadata.csv", ("index", "id", "patient", "split", "label", "license")):
         facts = {"license": row["license"], "source": row["source"]}
         made = Record(row["id"], CONDITION[row["label"]], base / "images.npz", whole(row["index"], place), facts=facts)
         yield replace(made, label=row["label"], patient=row["patient"], split=row["split"])
 
 
-def _reports(base: Path) -> Dataset:
+def _reports(base: Path, left_out: Counter[str]) -> Iterator[Record]:
     """The impressions; reports without one are left out."""
-    records, left_out = [], Counter()
     for _, row in rows(base / "metadata.csv", ("id", "split", "impression", "license")):
         names = list(row)
         labels = {name: row[name] == "1" for name in names[names.index("impression") + 1 :]}
@@ -175,19 +193,18 @@ def _reports(base: Path) -> Dataset:
             left_out["the report has no impression"] += 1
             continue
         facts = {"license": row["license"], "source": row["source"]}
-        records.append(Record(row["id"], row["impression"], labels=labels, split=row["split"], facts=facts))
-    return Dataset("ct_reports", tuple(records), counted(left_out))
+        yield Record(row["id"], row["impression"], labels=labels, split=row["split"], facts=facts)
 
 
-def _captions(base: Path) -> Dataset:
-    return build_folder(base, columns={"prompt": "caption"})
+def _captions(base: Path, left_out: Counter[str]) -> Sequence[Record]:
+    return _folder(base, left_out, prompt="caption")
 
 
-def _lines(base: Path) -> Dataset:
-    return build_folder(base, columns={"prompt": "text"})
+def _lines(base: Path, left_out: Counter[str]) -> Sequence[Record]:
+    return _folder(base, left_out, prompt="text")
 
 
-SETS: Mapping[str, Callable[[Path], Dataset | Iterator[Record]]] = {
+SETS: Mapping[str, Callable[[Path, Counter[str]], Iterable[Record]]] = {
     "cxr": _films,
     "cxr-lungs": _lungs,
     "cxr-lungs_auto": _lungs_auto,
@@ -202,4 +219,4 @@ SETS: Mapping[str, Callable[[Path], Dataset | Iterator[Record]]] = {
     "roco_captions": _captions,
     "text_corpus": _lines,
 }
-"""Folder, or folder-truth -> how it is read. Sets without a truth in their name have none."""
+"""Folder, or folder-truth -> how it is read, counting what it leaves out. Without a truth in its name it has none."""

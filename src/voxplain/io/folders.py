@@ -5,7 +5,7 @@ import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,10 +50,11 @@ def _swap(partial: Path, final: Path) -> None:
         raise
 
 
-def write_file(path: str | os.PathLike, content: bytes) -> None:
+def write_file(path: str | os.PathLike, content: bytes | Iterable[bytes], *, mode: int | None = None) -> None:
     """Replace the file at `path` in one step: readers see the old content or the new one, never a part.
 
-    Folders that it lies in are made where they are not there yet.
+    Content may come in parts. `mode` says who may read it, from its first byte on (0o600: its owner alone); None leaves
+    that to the system. Folders that it lies in are made where they are not there yet.
     """
     final = Path(path).expanduser().resolve()
     if final.is_dir():
@@ -62,7 +63,12 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        partial.write_bytes(content)
+        with open(
+            partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)
+        ) as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+        if mode is not None:
+            partial.chmod(mode)  # also what the umask took away
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)

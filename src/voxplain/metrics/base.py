@@ -24,28 +24,31 @@ def finite(values: np.ndarray, what: str, remedy: str) -> None:
         raise ValueError(f"{what} hold NaN or infinity; {remedy}")
 
 
+def boolean(*masks: np.ndarray) -> None:
+    """Raises TypeError for a mask of 0 and 1: NumPy would take them for indices, and their inverse for -1 and -2."""
+    for mask in masks:
+        if mask.dtype != np.bool_:
+            raise TypeError(f"a mask is boolean, got {mask.dtype}: compare it first, such as mask > 0")
+
+
 def cells(
     scores: Float[np.ndarray, "*spatial"],
     truth: Bool[np.ndarray, "*spatial"],
     region: Bool[np.ndarray, "*spatial"] | None,
 ) -> tuple[Float[np.ndarray, " cells"], Bool[np.ndarray, " cells"]]:
     """Scores and truth of the cells that count, flat; checked."""
-    values, inside = both(scores, truth, region)
+    boolean(truth)
+    values, inside = _cut(scores, truth, region)
     finite(values, "the scores", "leave such cells out with `region`")
     return values, inside
 
 
 def both(
     first: np.ndarray, second: np.ndarray, region: Bool[np.ndarray, "*spatial"] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two arrays of one shape, cut to the region and flat. Undefined for an empty region."""
-    same_shape(first, second)
-    if region is not None:
-        same_shape(first, region)
-        first, second = first[region], second[region]
-    if first.size == 0:
-        raise Undefined("the region is empty")
-    return first.ravel(), second.ravel()
+) -> tuple[Bool[np.ndarray, " cells"], Bool[np.ndarray, " cells"]]:
+    """Two masks of one shape, cut to the region and flat; checked."""
+    boolean(first, second)
+    return _cut(first, second, region)
 
 
 def some(inside: Bool[np.ndarray, "*cells"]) -> int:
@@ -73,7 +76,11 @@ def at_each_hit(
     """
     some(inside)
     hits, misses = np.sort(values[inside]), np.sort(values[~inside])
-    return hits.size - np.searchsorted(hits, hits), misses.size - np.searchsorted(misses, hits)
+    order = np.argsort(np.concatenate([hits, misses]), kind="stable")  # merges them, faster than a search for each hit
+    place = np.arange(hits.size)
+    below = np.flatnonzero(order < hits.size) - place
+    place[1:][hits[1:] == hits[:-1]] = 0  # hits that tie count from the first of them on
+    return hits.size - np.maximum.accumulate(place), misses.size - below
 
 
 def sample(values: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -85,3 +92,17 @@ def sample(values: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarra
         raise Undefined("no values")
     finite(found, "the values", "count undefined cases apart, do not average them")
     return found
+
+
+def _cut(
+    first: np.ndarray, second: np.ndarray, region: Bool[np.ndarray, "*spatial"] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of one shape, cut to the region and flat. Undefined for an empty region."""
+    same_shape(first, second)
+    if region is not None:
+        boolean(region)
+        same_shape(first, region)
+        first, second = first[region], second[region]
+    if first.size == 0:
+        raise Undefined("the region is empty")
+    return first.ravel(), second.ravel()

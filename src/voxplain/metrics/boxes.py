@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import ndimage
 
-from voxplain.metrics.base import Undefined, same_shape, some
+from voxplain.metrics.base import Undefined, boolean, same_shape, some
 from voxplain.metrics.overlap import iou
 
 
@@ -15,6 +15,7 @@ def tight_box(mask: Bool[np.ndarray, "*spatial"]) -> tuple[slice, ...]:
 
     Undefined for an empty mask.
     """
+    boolean(mask)
     spans = []
     for axis in range(mask.ndim):
         (hit,) = np.nonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -26,6 +27,7 @@ def tight_box(mask: Bool[np.ndarray, "*spatial"]) -> tuple[slice, ...]:
 
 def boxed(mask: Bool[np.ndarray, "*spatial"]) -> Bool[np.ndarray, "*spatial"]:
     """The mask with its `tight_box` filled. An empty mask stays empty."""
+    boolean(mask)
     filled = np.zeros_like(mask)
     if mask.any():
         filled[tight_box(mask)] = True
@@ -38,6 +40,7 @@ def box_iou(prediction: Bool[np.ndarray, "*spatial"], truth: Bool[np.ndarray, "*
     An empty prediction scores 0, an empty truth is undefined. Boxes hold their last row and column, which the released
     code of that paper loses. `foreground_background_iou(boxed(a), boxed(b))` is their "box mIoU".
     """
+    boolean(prediction, truth)
     same_shape(prediction, truth)
     some(truth)
     return iou(boxed(prediction), boxed(truth))
@@ -53,6 +56,7 @@ def center_distance(
     In millimeters with the `spacing` of each axis, else in cells. Undefined where one of the masks is empty, and where
     the truth falls into pieces that do not touch by their faces: the center of a box around all of them lies nowhere.
     """
+    boolean(prediction, truth)
     same_shape(prediction, truth)
     some(truth)
     steps = spacing if spacing is not None else (1.0,) * truth.ndim
@@ -60,7 +64,8 @@ def center_distance(
         raise ValueError(f"a truth of shape {truth.shape} needs {truth.ndim} spacings, got {steps}")
     if not prediction.any():
         raise Undefined("the prediction is empty")
-    if ndimage.label(truth[tight_box(truth)])[1] > 1:  # pyright: ignore[reportIndexIssue]
+    box = tight_box(truth)
+    if ndimage.label(truth[box])[1] > 1:  # pyright: ignore[reportIndexIssue]
         raise Undefined("the truth has more than one piece")
-    ends = zip(tight_box(prediction), tight_box(truth), steps, strict=True)
+    ends = zip(tight_box(prediction), box, steps, strict=True)
     return math.hypot(*((a.start + a.stop - b.start - b.stop) / 2 * step for a, b, step in ends))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from voxplain.metrics.base import Undefined
+from voxplain.metrics.base import Undefined, finite
 from voxplain.metrics.localization import auc_roc
 
 TORCHXRAYVISION: Mapping[str, str] = {"Pleural Effusion": "Effusion"}
@@ -40,4 +40,7 @@ def finding_auc(
     for name, group in ((finding, positive), (healthy, negative)):
         if not group.any():
             raise Undefined(f"no image is labeled {name!r} alone")
-    return auc_roc(scores[:, list(outputs).index(output)], positive, positive | negative)
+    counted = positive | negative
+    found = scores[counted, list(outputs).index(output)]
+    finite(found, f"the scores of {output!r}", "find the image that caused it and score it again, or leave it out")
+    return auc_roc(found, positive[counted])

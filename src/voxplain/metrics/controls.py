@@ -6,11 +6,14 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from voxplain.metrics.base import Undefined
+from voxplain.metrics.base import Undefined, boolean, finite
+
+FILL = "give each a number first, such as -1000 HU for air"
 
 
 def region_lit(region: Bool[np.ndarray, "*spatial"]) -> Float[np.ndarray, "*spatial"]:
     """1 inside the region that the text names, 0 elsewhere; its AUC inside that region is 0.5 by construction."""
+    boolean(region)
     return region.astype(np.float32)
 
 
@@ -21,6 +24,7 @@ def mean_mask(masks: Iterable[Bool[np.ndarray, "*spatial"]]) -> Float[np.ndarray
     """
     total, count = None, 0
     for count, mask in enumerate(masks, start=1):
+        boolean(mask)
         if total is None:
             total = np.zeros(mask.shape, np.float64)
         if mask.shape != total.shape:
@@ -39,9 +43,13 @@ def abs_from_mean(
     """|HU - mean|: how unusual each voxel is, in the units of the image.
 
     `mean` is a number or a mean image of training cases; without it, the image's own mean inside `region` (default:
-    everywhere), so that inside a lung what is not air lights up.
+    everywhere), so that inside a lung what is not air lights up. NaN is an error, also outside of the region.
     """
+    finite(image, "the voxels", FILL)
+    image = image.astype(np.result_type(image, np.float32), copy=False)  # whole numbers would wrap around
     if mean is None:
+        if region is not None:
+            boolean(region)
         cells = image if region is None else image[region]
         if cells.size == 0:
             raise Undefined("the region is empty")
@@ -56,11 +64,12 @@ def gradient_magnitude(
 ) -> Float[np.ndarray, "*spatial"]:
     """Length of the image's gradient by central differences, in image units a millimeter (a voxel without `spacing`).
 
-    An edge detector; an axis of one cell adds nothing.
+    An edge detector; an axis of one cell adds nothing, NaN is an error.
     """
     steps = spacing if spacing is not None else (1.0,) * image.ndim
     if len(steps) != image.ndim:
         raise ValueError(f"an image of shape {image.shape} needs {image.ndim} spacings, got {steps}")
+    finite(image, "the voxels", FILL)
     squared = np.zeros(image.shape, np.float32)
     for axis, step in enumerate(steps):
         if image.shape[axis] > 1:

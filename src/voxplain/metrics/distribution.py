@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from voxplain.metrics.base import Undefined
+from voxplain.metrics.base import Undefined, finite
 from voxplain.metrics.features import Features
+
+AGAIN = "extract both with one network and one preprocessing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def frechet_distance(first: Float[np.ndarray, "first dim"], second: Float[np.nda
     The root comes from two symmetric eigenvalue problems, so a singular covariance needs no addition to its diagonal.
     Undefined for fewer than two rows on a side.
     """
-    _rows(first, second, 2)
+    first, second = _rows(first, second, 2)
     gap = first.mean(0) - second.mean(0)
     covariances = [np.atleast_2d(np.cov(each, rowvar=False)) for each in (first, second)]
     levels, axes = np.linalg.eigh(covariances[0])
@@ -115,7 +117,7 @@ def kernel_distance(first: Float[np.ndarray, "first dim"], second: Float[np.ndar
 
     Undefined for fewer than two rows on a side.
     """
-    _rows(first, second, 2)
+    first, second = _rows(first, second, 2)
     within = 0.0
     for rows in (first, second):
         within += (_kernel_sum(rows, rows) - _kernel_own(rows)) / (len(rows) * (len(rows) - 1))
@@ -131,7 +133,7 @@ def covered(
     """
     if neighbors < 1:
         raise ValueError(f"neighbors must be 1 or more, got {neighbors}")
-    _rows(reference, found, 1)
+    reference, found = _rows(reference, found, 1)
     if len(reference) <= neighbors:
         raise Undefined(f"{len(reference)} images have no {neighbors} neighbors each")
     reach = np.concatenate(  # the nearest of its own set is the row itself
@@ -163,17 +165,25 @@ def _comparable(real: Features, generated: Features) -> None:
     for field in ("network", "preprocessing"):
         first, second = getattr(real, field), getattr(generated, field)
         if first != second:
-            raise ValueError(f"real and generated features differ in {field}: {first!r} and {second!r}")
+            raise ValueError(f"real and generated features differ in {field}: {first!r} and {second!r}; {AGAIN}")
     if real.values.shape[1] != generated.values.shape[1]:
         dims = real.values.shape[1], generated.values.shape[1]
-        raise ValueError(f"real and generated features of {real.network!r} have {dims[0]} and {dims[1]} dimensions")
+        raise ValueError(
+            f"real and generated features of {real.network!r} have {dims[0]} and {dims[1]} dimensions; {AGAIN}"
+        )
 
 
-def _rows(first: np.ndarray, second: np.ndarray, least: int) -> None:
+def _rows(
+    first: np.ndarray, second: np.ndarray, least: int
+) -> tuple[Float[np.ndarray, "first dim"], Float[np.ndarray, "second dim"]]:
+    """Both sets as float64, checked: the formulas subtract large numbers, and float32 has no digits left for that."""
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"expected two arrays [cases, dim] of one dim, got shapes {first.shape} and {second.shape}")
     if min(len(first), len(second)) < least:
         raise Undefined(f"fewer than {least} images on a side")
+    for rows in (first, second):
+        finite(rows, "the features", "find the image that caused it")
+    return first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
 
 
 def _blocks(rows: Float[np.ndarray, "cases dim"]) -> list[Float[np.ndarray, "_ dim"]]:

@@ -40,7 +40,7 @@ def ssim(
     """Structural similarity (Wang et al., 2004): Gaussian window, K1 = 0.01, K2 = 0.03, only where the window fits.
 
     -1 to 1, higher is more alike, 1 for equal images only; defined on flat ones. `window` is its width in cells (odd),
-    `sigma` its standard deviation in cells. An axis of one cell is left out, so a volume of one slice is an image.
+    `sigma` its standard deviation (cells, above 0). An axis of one cell is left out: a volume of one slice is an image.
     """
     a, b = _pair(first, second, data_range)
     _fits(a.shape, window, 1)
@@ -115,8 +115,8 @@ def _pair(
     first: Float[np.ndarray, "*spatial"], second: Float[np.ndarray, "*spatial"], data_range: float
 ) -> tuple[Float[np.ndarray, "*spatial"], Float[np.ndarray, "*spatial"]]:
     same_shape(first, second)
-    if not data_range > 0:
-        raise ValueError(f"data_range must be more than 0, got {data_range}")
+    if not 0 < data_range < math.inf:
+        raise ValueError(f"data_range must be more than 0 and finite, got {data_range}")
     for image in (first, second):
         finite(image, "the images", "leave such images out and count them")
     return first.astype(np.float64), second.astype(np.float64)
@@ -137,6 +137,8 @@ def _similarity(
     a: Float[np.ndarray, "*spatial"], b: Float[np.ndarray, "*spatial"], data_range: float, window: int, sigma: float
 ) -> tuple[float, float]:
     """The mean over places of the whole similarity, and of its contrast-and-structure part."""
+    if not sigma > 0:
+        raise ValueError(f"sigma must be more than 0 cells, got {sigma}; the papers take 1.5")
     offset = np.arange(window) - window // 2
     kernel = np.exp(-0.5 * (offset / sigma) ** 2)
     kernel /= kernel.sum()

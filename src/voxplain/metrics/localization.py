@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from voxplain.metrics.base import Undefined, at_each_hit, both_sides, cells, same_shape, some
+from voxplain.metrics.base import Undefined, at_each_hit, boolean, both_sides, cells, same_shape, some
 from voxplain.resampling import resample
 
 
@@ -25,10 +25,14 @@ def auc_roc(
     scores. Undefined where the truth, cut to the region, is empty or fills it.
     """
     values, inside = cells(scores, truth, region)
-    both_sides(inside)
-    hits, misses = np.sort(values[inside]), np.sort(values[~inside])
-    won, lost_none = (int(np.searchsorted(misses, hits, side).sum()) for side in ("left", "right"))
-    return (won + lost_none) / (2 * hits.size * misses.size)
+    hits, misses = both_sides(inside)
+    fewer = inside if hits <= misses else ~inside  # a needle costs more than a cell that is searched
+    needles, others = np.sort(values[fewer]), np.sort(values[~fewer])
+    below = np.searchsorted(others, needles)
+    tied = others[np.minimum(below, others.size - 1)] == needles
+    ties = int(np.searchsorted(others, needles[tied], "right").sum() - below[tied].sum())
+    won = 2 * int(below.sum()) + ties  # twice what is won by the smaller side, a tie counting half
+    return (won if hits <= misses else 2 * hits * misses - won) / (2 * hits * misses)
 
 
 def cnr(
@@ -42,7 +46,7 @@ def cnr(
 
     Unbounded, higher is better, 0 is chance; unchanged by a * scores + b with a > 0. `signed=False` takes the absolute
     value (Boecking et al., ECCV 2022), which also praises a map that is high everywhere but in the truth. Undefined
-    with fewer than two cells on a side, or where both sides are constant.
+    with fewer than two cells on a side, where both sides are constant, and where their variances round to 0.
     """
     values, inside = cells(scores, truth, region)
     both_sides(inside)
@@ -51,8 +55,10 @@ def cnr(
         raise Undefined("one cell on a side has no variance")
     if all(side.min() == side.max() for side in sides):  # np.var of equal numbers can round to a hair above zero
         raise Undefined("the scores are constant on both sides")
-    contrast = sides[0].mean() - sides[1].mean()
-    value = float(contrast / math.sqrt(sides[0].var(ddof=1) + sides[1].var(ddof=1)))
+    spread = sides[0].var(ddof=1) + sides[1].var(ddof=1)
+    if spread == 0:
+        raise Undefined("the variance of the scores rounds to 0")
+    value = float((sides[0].mean() - sides[1].mean()) / math.sqrt(spread))
     return value if signed else abs(value)
 
 
@@ -157,6 +163,7 @@ def native_oracle(truth: Bool[np.ndarray, "*spatial"], grid: tuple[int, ...]) ->
 
     Score it beside every figure: no map recorded on `grid` can be expected to do much better.
     """
+    boolean(truth)
     if len(grid) != truth.ndim:
         raise ValueError(f"a truth of shape {truth.shape} needs a grid of {truth.ndim} axes, got {grid}")
     coarse = resample(truth[None].astype(np.float32), grid, mode="area")

@@ -121,7 +121,8 @@ def coverage(
 
     0 to 1, neither way is better; a constant positive map covers everything, a map without a positive score nothing.
     """
-    return float(both(daam_mask(scores, tau=tau), scores, region)[0].mean())
+    mask = daam_mask(scores, tau=tau)
+    return float(both(mask, mask, region)[0].mean())
 
 
 def intensity(scores: Float[np.ndarray, "*spatial"], region: Bool[np.ndarray, "*spatial"] | None = None) -> float:
@@ -129,8 +130,7 @@ def intensity(scores: Float[np.ndarray, "*spatial"], region: Bool[np.ndarray, "*
 
     DAAM's evaluator calls so the mean of a map that is already 0 and 1, where it equals the coverage.
     """
-    values, _ = both(scores, scores, region)
-    finite(values, "the scores", "leave such cells out with `region`")
+    values, _ = cells(scores, np.ones(scores.shape, bool), region)
     return float(values.mean(dtype=np.float64))
 
 

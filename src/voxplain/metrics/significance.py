@@ -18,6 +18,8 @@ Alternative = Literal["two-sided", "less", "greater"]
 EXACT = 1 << 16
 """Up to so many arrangements, all of them are counted: 16 signs, or 9 against 9 values."""
 
+ONE = "one difference cannot be tested: give two or more"
+
 
 @dataclass(frozen=True, slots=True)
 class Significance:
@@ -48,7 +50,7 @@ def sign_flip(
     """
     values = sample(differences)
     if values.size == 1:
-        raise Undefined("one difference cannot be tested")
+        raise Undefined(ONE)
     return _permuted((values,), "samples", 2**values.size, alternative, resamples, seed)
 
 
@@ -68,7 +70,7 @@ def permutation(
     groups = sample(first), sample(second)
     sizes = [group.size for group in groups]
     if min(sizes) == 1:
-        raise Undefined("a group of one value cannot be tested")
+        raise Undefined(f"groups of {sizes[0]} and {sizes[1]} values cannot be tested: give each two or more")
     ways = math.comb(sum(sizes), sizes[0])
     return _permuted(groups, "independent", ways, alternative, resamples, seed)
 
@@ -90,7 +92,7 @@ def equivalence(
         raise ValueError(f"the bounds must satisfy low < high, got {low} and {high}")
     values = sample(differences)
     if values.size == 1:
-        raise Undefined("one difference cannot be tested")
+        raise Undefined(ONE)
     if test == "sign-flip":
         sides = sign_flip(values - low, alternative="greater"), sign_flip(values - high, alternative="less")
         worse = max(sides, key=lambda side: side.p)

@@ -45,6 +45,7 @@ def bootstrap(
     no width, which says nothing about the next case: the note tells. Where BCa breaks down, the percentile interval
     stands in, with a note. Undefined without values.
     """
+    _level(confidence)
     drawn = sample(values)
     n, mean = drawn.size, float(drawn.mean())
     if n == 1:
@@ -110,8 +111,10 @@ def mean_of_groups(
 
     Cases are resampled within their group, so the interval speaks for more cases of these groups, not for new groups.
     With `clusters`, one list a group, whole clusters are drawn instead, through all groups at once (a patient may have
-    several findings); a group that a draw misses is left out of that draw's mean.
+    several findings); a group that a draw misses is left out of that draw's mean. An interval of no width has a
+    note, as in `bootstrap`.
     """
+    _level(confidence)
     samples = [sample(group) for group in groups]
     if not samples:
         raise Undefined("no values")
@@ -132,17 +135,25 @@ def mean_of_groups(
         notes.append(f"{codes.max() + 1} clusters drawn whole")
         means = _redrawn_clusters(samples, codes, resamples, rng)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if np.isclose(low, high, rtol=1e-12, atol=0):
+        notes.append("the draws agree: the width 0 is no certainty")
     return Interval(n, mean, float(low), float(high), "; ".join(notes))
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """A proportion and its score interval (Wilson, 1927), which stays inside 0 to 1 and is not empty at 0 or n of n."""
+    _level(confidence)
     if n == 0:
         raise Undefined("no values")
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0 to n = {n}, got {successes}")
     found = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Interval(n, successes / n, float(found.low), float(found.high))
+
+
+def _level(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}; 95 % is 0.95")
 
 
 def _codes(names: Sequence[Hashable], n: int) -> Int[np.ndarray, " n"]:

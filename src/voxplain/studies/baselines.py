@@ -155,14 +155,15 @@ def measure(
     `studies.owing`).
 
     Raises ValueError for an unknown method, a region that is missing or in another frame, and a method that changes the
-    image, or evidence, under a profile that does not read it; ImportError where Captum is missing.
+    image, or evidence, under a profile (that of `seen`, where they are given) that does not read it; ImportError where
+    Captum is missing.
     """
     adapter = as_adapter(model)
     prompt = adapter.tokenize(text)
     if not prompt.words:
         raise ValueError(f"the text {text!r} has no word whose map could be measured")
     levels = {name: options.pop(name) for name in ("steps", "used") if name in options}
-    check(method, profile)
+    check(method, profile if seen is None else seen.facts.get("readout", profile))
     if method in CONTROLS:
         with _counting(adapter) as spent:
             made = _control(adapter, sample, prompt, method, seed, region)

@@ -32,7 +32,7 @@ from voxplain.studies import rules
 from voxplain.studies.baselines import CONTROLS, check, measure, see
 from voxplain.studies.benchmark_cases import Source, Trial
 from voxplain.studies.benchmark_report import ROWS, write_report
-from voxplain.studies.benchmark_tables import MAIN
+from voxplain.studies.benchmark_tables import MAIN, SWAPPED
 from voxplain.studies.benchmark_words import MINIMUM, tagger, word_rows
 from voxplain.studies.grounding import STEPS, USED
 from voxplain.tokens import PhraseError
@@ -75,6 +75,10 @@ class Scorer:
     def __call__(self, number: int) -> dict[str, Any]:
         trial = self.source.trial(number, self.adapter)
         rule = "words" if trial.words else "all"
+        run = trial.explanation
+        prompt = as_adapter(self.adapter).tokenize(trial.text) if run is None else run.prompt
+        if not trial.words and prompt.truncated:
+            raise Excluded("the text is longer than the context, and no words name the truth")
         try:
             made, cost = self._attributions(number, trial)
             maps = {name: read(attribution, rule, trial.words) for name, attribution in made.items()}
@@ -87,17 +91,19 @@ class Scorer:
         others = dict(self._controls(number, trial, grid))
         words: list[list[Any]] = []
         if first.recipe.needs_attention:
-            words = word_rows(first, trial.truth, self.tag(trial.text) if trial.tags is None else trial.tags)
+            tags = trial.tags if trial.tags and not self.settings.spacy else self.tag(trial.text)
+            words = word_rows(first, trial.truth, tags)
             if trial.words:
                 others[f"{lead}, first sub-token"] = rules.by_rule(first, "first", trial.words)
         found |= {name: values(heat, trial.truth, trial.region, main) for name, heat in others.items()}
         partner = self.source.partner(number, self.adapter)
         if partner is not None and partner.any() and partner.shape == trial.truth.values.shape:
             other = Mask(trial.label, partner, trial.truth.geometry)
-            found[f"{lead}, truth of a case with the same text"] = values(maps[lead], other, trial.region, main)
+            found |= {name + SWAPPED: values(heat, other, trial.region, main) for name, heat in maps.items()}
         about = {"label": trial.label, "group": trial.group, "patient": trial.patient, "share": trial.share}
-        origin = {"rule": rule, "weights": None if self.adapter is None else self.adapter.weights_hash}
-        return {**about, **origin, "unknown": self._unknown(trial), "maps": found, "cost": cost, "words": words}
+        weights = as_adapter(self.adapter).weights_hash if run is None else run.provenance.get("weights")
+        about |= {"rule": rule, "weights": weights}
+        return {**about, "unknown": self._unknown(trial), "maps": found, "cost": cost, "words": words}
 
     def _unknown(self, trial: Trial) -> list[str]:
         """What of the words that name the truth the model never saw in training, as far as it knows."""
@@ -182,7 +188,8 @@ def evaluate(
     retry. The folder holds rows.jsonl, results.json, report.html, tables (CSV, LaTeX) and figures (PNG, SVG).
 
     Raises FileExistsError for a folder that holds something else, and ValueError where it holds rows of other settings
-    (`overwrite` begins anew), for unknown methods and profiles, and where no case could be scored.
+    (`overwrite` begins anew), for unknown methods and profiles, and where no case could be scored. Whether a model's
+    weights changed is seen only where its adapter hashes them.
     """
     chosen, folder = settings or Settings(), Path(out)
     for method in chosen.methods if opener is not None else ():  # run folders have names of their own
@@ -190,12 +197,11 @@ def evaluate(
     rows = folder / ROWS
     if folder.exists() and not (folder.is_dir() and (rows.is_file() or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} holds no evaluation, so nothing is written there; choose another folder")
-    if overwrite:
-        for old in (rows, rows.with_suffix(".about.json")):
-            old.unlink(missing_ok=True)
-    settled = {name: value for name, value in asdict(chosen).items() if name != "spacy"}
+    unsaid = {"spacy"} if opener is not None else {"spacy", "profile", "steps", "used"}  # runs were read when made
+    settled = {name: value for name, value in asdict(chosen).items() if name not in unsaid}
     about = {"model": model, "source": source.about(), **settled, "parts_of_speech": tagger(chosen.spacy)[0]}
     prepare = partial(Scorer, opener, source, chosen)
-    run(source.cases(), prepare, rows, about=about, private=source.credentialed, progress=progress, **running)
+    running |= {"about": about, "private": source.credentialed, "anew": overwrite, "progress": progress}
+    run(source.cases(), prepare, rows, **running)
     write_report(folder, source, about, minimum=minimum, command=command)
     return folder

@@ -18,16 +18,15 @@ import numpy as np
 from jaxtyping import Bool
 
 from voxplain.adapters.base import Adapter
-from voxplain.datasets.base import Dataset, Excluded, Record
+from voxplain.datasets.base import Dataset, Excluded, MaskFile, Record
 from voxplain.datasets.frames import Cover, Crop, Orient, Step
-from voxplain.datasets.reading import NIFTI, read, read_image
+from voxplain.datasets.reading import read, read_mask
 from voxplain.datasets.tables import rows, whole
 from voxplain.geometry import Geometry
-from voxplain.io.nifti import read_volume
 from voxplain.io.run import load_run
 from voxplain.maps import Explanation, Mask, Sample
 from voxplain.metrics.controls import same_text_partners
-from voxplain.studies.grounding import way_to
+from voxplain.studies.fitting import way_to
 
 Tags = tuple[tuple[int, int, str], ...]  # (first character, one past the last, part of speech)
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npz")
@@ -148,7 +147,7 @@ class Records(Source):
         )
 
     def about(self) -> dict[str, Any]:
-        listed = json.dumps([[record.id, record.prompt, record.label, record.words] for record in self._chosen])
+        listed = json.dumps([_told(record) for record in self._chosen])
         facts = {"data": self.name, "split": self.split, "count": len(self._chosen), "set": dict(self.dataset.about)}
         facts |= {"labels": list(self.labels), "read_as": dict(self.texts)}
         return {**facts, "records": hashlib.sha256(listed.encode()).hexdigest()[:12]}
@@ -238,22 +237,13 @@ class Runs(Source):
     def _mask(
         self, place: str, row: Mapping[str, str], column: str, geometry: Geometry
     ) -> Bool[np.ndarray, "*spatial"]:
-        path = Path(self.table).parent / row[column]
         wanted = [whole(part, f"{place}, {column}_values") for part in row.get(f"{column}_values", "").split()]
-        if path.name.endswith(NIFTI):
-            values, lies = read_volume(path, geometry.ndim)
-            same = lies.same_as(geometry)
-        else:
-            values = read_image(path)[0][0]
-            same = values.shape == geometry.shape
-            if wanted:
-                raise ValueError(f"{place}: {column}_values are for NIfTI masks; give the picture as black and white")
-        if not same:
-            raise ValueError(
-                f"{place}: {path.name} does not lie on the grid of the run's image {geometry.shape}; bring the mask to "
-                "that grid, it is never resized silently"
-            )
-        return np.isin(values, wanted) if wanted else values != 0
+        try:
+            return read_mask(Path(self.table).parent / row[column], geometry, wanted)
+        except FileNotFoundError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
 
 
 def steps_of(path: Path, adapter: Adapter) -> Callable[[Geometry], tuple[Step, ...]]:
@@ -296,6 +286,17 @@ def model_of(adapter: Adapter | None) -> Adapter:
     if adapter is None:
         raise ValueError("these cases are read by a model; name one")
     return adapter
+
+
+def _told(record: Record) -> list[Any]:
+    """All that a row depends on; files by their name, size and time, so that the set may move."""
+    truth = record.truth
+    stored = [record.image, truth.path if isinstance(truth, MaskFile) else None]
+    there = [(path.name, path.stat()) for path in stored if path is not None and path.is_file()]
+    files = [(name, found.st_size, int(found.st_mtime)) for name, found in there]
+    what = truth.values if isinstance(truth, MaskFile) else repr(truth)
+    told = [record.id, record.prompt, record.label, record.words, record.patient]
+    return [*told, record.index, record.size, record.unit, what, files]
 
 
 def _read_as(record: Record, texts: Mapping[str, str]) -> Record:

@@ -17,7 +17,7 @@ from voxplain.datasets.phantom.impressions import Impression, Mention, compose
 from voxplain.geometry import Geometry
 from voxplain.maps import Mask, Sample
 from voxplain.studies.benchmark_cases import PRIOR, Source, Trial, model_of
-from voxplain.studies.grounding import fitted
+from voxplain.studies.fitting import fitted
 from voxplain.tokens import PhraseError, TokenizedPrompt
 
 DRAWN = {2: radiograph, 3: draw}  # a phantom by the axes of its image

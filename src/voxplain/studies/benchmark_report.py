@@ -11,6 +11,7 @@ from voxplain.io.folders import write_file
 from voxplain.runner import read_rows
 from voxplain.studies import benchmark_tables as tables
 from voxplain.studies.benchmark_cases import Source
+from voxplain.studies.benchmark_published import published_tables
 from voxplain.studies.benchmark_words import MINIMUM, TAU, by_part, part_table, word_tables
 from voxplain.view import charts
 from voxplain.view.scoreboard import scoreboard
@@ -24,16 +25,17 @@ def write_report(
     folder: Path, source: Source, about: Mapping[str, Any], *, minimum: int = MINIMUM, command: str = ""
 ) -> None:
     """Write everything but the rows anew, from the rows; ValueError where no case could be scored."""
-    scored, failed = _rows(folder, source)
+    scored, failed = _rows(folder, source, reads="profile" in about)
     measured = tables.Measured(tuple(scored), tuple(about["methods"]))
     found = tables.found_of(measured)
     each = tables.finding_tables(measured, found)
-    rest = [tables.overview(measured, found), tables.gain_table(measured), tables.group_table(measured)]
-    rest += [tables.cost_table(measured), tables.excluded_table(measured, failed, source.left_out)]
+    rest = [tables.overview(measured, found), tables.gain_table(measured), tables.swap_table(measured)]
+    rest += [tables.group_table(measured), tables.cost_table(measured)]
+    rest += [tables.excluded_table(measured, failed, source.left_out)]
     others = [table for table in rest if table is not None]
     parts = by_part(scored)
     words = [*word_tables(scored, minimum), *([part_table(parts, about["parts_of_speech"])] if parts else [])]
-    beside = tables.published_tables(measured, found, about["source"]["data"])
+    beside = published_tables(measured, found, about["source"]["data"])
     figures = _figures(measured, found, parts)
     shown = {name: kinds["svg"] for name, kinds in figures.items()}
     sections = [
@@ -42,7 +44,8 @@ def write_report(
         ("Words", _of_words(minimum), words, {name: svg for name, svg in shown.items() if name == SPEECH}),
     ]
     sections += [("Beside published figures", _banner(about, len(scored), paper), own, {}) for paper, own in beside]
-    facts = {**about, "weights": scored[0]["weights"], "scored": len(scored), "failed": len(failed)}
+    weights = ", ".join(dict.fromkeys(row["weights"] for row in scored if row["weights"])) or None
+    facts = {**about, "weights": weights, "scored": len(scored), "failed": len(failed)}
     title = f"{about['model'] or 'run folders'} on {source.name}"
     page = scoreboard(title, sections, facts, cautions=_cautions(source, scored, measured), command=command)
     listed = [*each, *others, *words, *(one for _, own in beside for one in own)]
@@ -61,7 +64,7 @@ def write_report(
     _write(folder / "figures", drawn, source.credentialed)
 
 
-def _rows(folder: Path, source: Source) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _rows(folder: Path, source: Source, *, reads: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of scored cases and of failed ones, in the order of the source."""
     known = {row["case"]: row for row in read_rows(folder / ROWS)}
     every = [known[name] for name, _ in source.cases() if name in known]
@@ -69,7 +72,7 @@ def _rows(folder: Path, source: Source) -> tuple[list[dict[str, Any]], list[dict
     if not scored:
         reasons = "; ".join(dict.fromkeys(row["failed"] for row in failed))
         raise ValueError(f"none of {len(every)} cases could be scored: {reasons}")
-    if len(weights := {row["weights"] for row in scored}) > 1:
+    if reads and len(weights := {row["weights"] for row in scored}) > 1:
         raise ValueError(f"the rows in {folder} were made with {len(weights)} different weights; begin anew")
     return scored, failed
 
@@ -77,9 +80,8 @@ def _rows(folder: Path, source: Source) -> tuple[list[dict[str, Any]], list[dict
 def _write(folder: Path, contents: Mapping[str, str | bytes], private: bool) -> None:
     folder.mkdir(exist_ok=True)
     for name, content in contents.items():
-        write_file(folder / name, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-        if private:
-            (folder / name).chmod(0o600)
+        encoded = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+        write_file(folder / name, encoded, mode=0o600 if private else None)
 
 
 def _figures(
@@ -110,11 +112,17 @@ def _banner(about: Mapping[str, Any], scored: int, paper: Mapping[str, Any]) -> 
         f"Published: {paper['source']}; {paper['setting']}.",
         f"Here: {about['model'] or 'runs made before'} on {about['source']['data']}, {scored} cases; other weights, "
         "other images and another kind of truth, unless you know that they are the same.",
-        f"Read-out there: {paper['readout']}. Here: {about['profile']}, {about['used']} of {about['steps']} levels, "
-        "the posterior's mean, coarse maps linear, whole words.",
+        f"Read-out there: {paper['readout']}. Here: {_readout(about)}, coarse maps linear, whole words.",
         *paper["remarks"],
         "Here, brackets are 95% intervals over patients, and both averages are given.",
     ]
+
+
+def _readout(about: Mapping[str, Any]) -> str:
+    if "profile" not in about:
+        return "as the runs were made"
+    latent = "" if about["profile"] == "generate" else ", the posterior's mean"
+    return f"{about['profile']}, {about['used']} of {about['steps']} levels{latent}"
 
 
 def _cautions(source: Source, scored: Sequence[Mapping[str, Any]], measured: tables.Measured) -> list[str]:
@@ -134,6 +142,6 @@ def _cautions(source: Source, scored: Sequence[Mapping[str, Any]], measured: tab
     if unnamed := sum(row["rule"] == "all" for row in scored):
         found.append(f"In {unnamed} of {cases} cases no word names the truth, so the mean over all words was read.")
     if "mean training mask" not in measured.maps:
-        found.append("There is no location prior here: no training case has these findings.")
+        found.append("There is no location prior here: no masks of training cases with these findings are at hand.")
     found += [f"{label!r} is read by the text {text!r}, which is another word." for label, text in source.texts.items()]
     return [*found, *([RULE] if source.credentialed else [])]

@@ -1,11 +1,9 @@
 """From the rows of an evaluation to its tables: every figure with its interval, its n, its controls and its chance."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -27,17 +25,14 @@ MAIN = (
     "pointing_game",
     "pointing_game_inside",
     "mass_inside",
+    "daam_iou_0.3",
+    "daam_iou_0.4",
+    "daam_iou_0.5",
 )
 """Metrics that are shown finding by finding, with all controls; of all others the methods' overall means are."""
 GAINS = ("auc_roc_inside", "auc_roc", "cnr")
+SWAPPED = ", truth of a case with the same text"  # a map against what it cannot know: another case's truth
 PLAIN, WEIGHTED = "mean over findings", "all cases"
-ALIKE = {  # what the published tables call a kind of phantom finding
-    "effusion": "Pleural Effusion",
-    "consolidation": "Consolidation",
-    "pneumothorax": "Pneumothorax",
-    "atelectasis": "Atelectasis",
-    "cardiomegaly": "Cardiomegaly",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +44,10 @@ class Measured:
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """The names of all maps, methods first, as far as any case has them."""
-        found = dict.fromkeys(name for row in self.rows for name in row["maps"])
-        return tuple(sorted(found, key=lambda name: (name not in self.methods, list(found).index(name))))
+        """The names of all maps, methods first, as far as any case has them; the swapped truth of the first alone."""
+        every = dict.fromkeys(name for row in self.rows for name in row["maps"])
+        found = [name for name in every if not name.endswith(SWAPPED) or name == self.methods[0] + SWAPPED]
+        return tuple(sorted(found, key=lambda name: (name not in self.methods, found.index(name))))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -99,6 +95,10 @@ def spread(summary: Summary | None) -> Spread | None:
     return summary.interval.mean, summary.interval.low, summary.interval.high
 
 
+def count(summary: Summary | None) -> int:
+    return 0 if summary is None or summary.interval is None else summary.interval.n
+
+
 def chance(found: Mapping[tuple[str, str], Summary], finding: str, metric: str) -> float | None:
     """What a constant map earns, on average over the cases of a finding; None where nobody can say."""
     known = CHANCE.get(metric)
@@ -117,13 +117,15 @@ def finding_tables(measured: Measured, found: Found) -> list[Table]:
         lines: list[tuple[Cell, ...]] = []
         for finding in (*measured.labels, PLAIN, WEIGHTED):
             of = found[lead].get((finding, metric))
-            used = of.interval.n if of is not None and of.interval else 0
+            used = count(of)
             without = sum(of.undefined.values()) if of is not None else 0
             cells = [spread(found[name].get((finding, metric))) for name in measured.maps]
             lines.append((finding, used, without, *cells, chance(found[lead], finding, metric)))
+        counts = {name: count(found[name].get((WEIGHTED, metric))) for name in measured.maps}
+        fewer = ", ".join(f"{name} {n}" for name, n in counts.items() if 0 < n < counts[lead])
         note = (
             f"n counts cases with a value, {lead}; intervals of 95% draw whole patients. {PLAIN!r} weighs each finding "
-            f"once, {WEIGHTED!r} each case."
+            f"once, {WEIGHTED!r} each case.{f' Of fewer cases: {fewer}.' if fewer else ''}"
         )
         columns = ("finding", "n", "without a value", *measured.maps, "chance")
         tables.append(Table(metric, f"{metric} ({direction(metric)})", columns, tuple(lines), note))
@@ -146,8 +148,8 @@ def overview(measured: Measured, found: Found) -> Table:
         of = found[lead][WEIGHTED, metric]
         better = direction(metric).removesuffix(" is better")
         cells = [spread(found[name].get((way, metric))) for name in measured.methods for way in (PLAIN, WEIGHTED)]
-        used = of.interval.n if of.interval else 0
-        lines.append((metric, better, used, sum(of.undefined.values()), *cells, chance(found[lead], WEIGHTED, metric)))
+        without = sum(of.undefined.values())
+        lines.append((metric, better, count(of), without, *cells, chance(found[lead], WEIGHTED, metric)))
     note = (
         "oracle_iou chooses its threshold with the truth in hand: a bound and no result. mean_iou is of the map "
         "brought to 0 to 1. mixture, box and center figures are of the mask that a mixture of two Gaussians cuts out."
@@ -157,18 +159,39 @@ def overview(measured: Measured, found: Found) -> Table:
 
 def gain_table(measured: Measured) -> Table | None:
     """What the first method has over every other map, case by case, and whether that could be chance."""
-    lead, patients = measured.methods[0], measured.patients()
-    metrics = [metric for metric in GAINS if _values(measured, lead, metric)]
-    others = [name for name in measured.maps if name != lead]
-    if not others or not metrics:
-        return None
-    columns: list[str] = ["over"]
-    cells: list[list[Cell]] = [[name] for name in others]
-    for metric in metrics:
-        ours, chances = _values(measured, lead, metric), []
+    lead = measured.methods[0]
+    pairs = {name: (lead, name) for name in measured.maps if name != lead}
+    note = f"Differences case by case, {lead} less the other map; {_TESTED}"
+    return _gains("gains", f"{lead} over everything else", "over", measured, pairs, note)
+
+
+def swap_table(measured: Measured) -> Table | None:
+    """What each method finds of its own case beyond what the text says: less its score against another case's truth."""
+    known = {name for row in measured.rows for name in row["maps"]}
+    pairs = {name: (name, name + SWAPPED) for name in measured.methods if name + SWAPPED in known}
+    note = (
+        "Each map against the truth of its case, less the same map against the truth of another case of the very same "
+        f"text: 0 is what the text alone could tell. {_TESTED[0].upper()}{_TESTED[1:]}"
+    )
+    return _gains("swapped", "Own truth over another's", "method", measured, pairs, note)
+
+
+_TESTED = "p by flipping signs of the patients' mean differences, adjusted for all rows of a column (Holm)."
+
+
+def _gains(
+    name: str, title: str, first: str, measured: Measured, pairs: Mapping[str, tuple[str, str]], note: str
+) -> Table | None:
+    """For each pair of maps the paired difference of the scores of `GAINS`; None where there is no pair or score."""
+    patients, columns = measured.patients(), [first]
+    cells: list[list[Cell]] = [[one] for one in pairs]
+    for metric in GAINS if pairs else ():
+        if not any(_values(measured, ours, metric) for ours, _ in pairs.values()):
+            continue
         columns += [f"{metric}: gain", f"{metric}: n", f"{metric}: p (Holm)"]
-        for line, name in zip(cells, others, strict=True):
-            theirs = _values(measured, name, metric)
+        chances = []
+        for line, names in zip(cells, pairs.values(), strict=True):
+            ours, theirs = (_values(measured, one, metric) for one in names)
             both = [case for case in ours if case in theirs]
             owners = [patients[case] for case in both]
             gain = paired_gain([ours[c] for c in both], [theirs[c] for c in both], clusters=owners) if both else None
@@ -177,11 +200,7 @@ def gain_table(measured: Measured) -> Table | None:
         tested = [place for place, p in enumerate(chances) if p is not None]
         for place, p in zip(tested, holm([chances[place] or 0.0 for place in tested]) if tested else (), strict=True):
             cells[place][-1] = float(p)
-    note = (
-        f"Differences case by case, {lead} less the other map; p by flipping signs of the patients' mean differences, "
-        "adjusted for all rows of a column (Holm)."
-    )
-    return Table("gains", f"{lead} over everything else", tuple(columns), tuple(map(tuple, cells)), note)
+    return Table(name, title, tuple(columns), tuple(map(tuple, cells)), note) if len(columns) > 1 else None
 
 
 def group_table(measured: Measured) -> Table | None:
@@ -227,33 +246,6 @@ def excluded_table(measured: Measured, failed: Iterable[Row], left_out: Mapping[
         if one.word == "all rows":
             lines += [(f"{one.metric} without a value", reason, n) for reason, n in one.undefined.items()]
     return Table("excluded", "What was not scored", ("what", "reason", "cases"), tuple(lines))
-
-
-def published_tables(measured: Measured, found: Found, data: str) -> list[tuple[Mapping[str, Any], list[Table]]]:
-    """Papers whose figures can stand beside ours, as `benchmark_published.json` has them, and a table a metric of each.
-
-    A paper that names its `data` stands beside that data only; others beside findings that they have, too.
-    """
-    text = files("voxplain.studies").joinpath("benchmark_published.json").read_text("utf-8")
-    papers = [paper for paper in json.loads(text)["papers"] if data.startswith(paper.get("data", ""))]
-    made = [(paper, list(_beside(paper, measured, found[measured.methods[0]]))) for paper in papers]
-    return [(paper, tables) for paper, tables in made if tables]
-
-
-def _beside(paper: Mapping[str, Any], measured: Measured, lead: Mapping[tuple[str, str], Summary]) -> Iterator[Table]:
-    names = {label: ALIKE.get(label, label.title()) for label in measured.labels}
-    for metric, models in paper["figures"].items():
-        shared = [label for label, name in names.items() if any(name in figures for figures in models.values())]
-        if not (shared or "data" in paper) or spread(lead.get((WEIGHTED, metric))) is None:
-            continue
-        rows = {label: names[label] for label in shared} | dict.fromkeys((PLAIN, WEIGHTED), "Average")
-        lines = [
-            (label, spread(lead.get((label, metric))), *(figures.get(name) for figures in models.values()))
-            for label, name in rows.items()
-        ]
-        columns = ("finding", f"this run, {measured.methods[0]}", *models)
-        title = f"{metric}; published: {paper['tables'][metric]}"
-        yield Table(f"published-{paper['name']}-{metric}", title, columns, tuple(lines))
 
 
 def _values(measured: Measured, name: str, metric: str) -> dict[str, float]:

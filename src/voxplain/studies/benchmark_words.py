@@ -24,7 +24,6 @@ from voxplain.view.tables import Cell, Spread, Table
 
 TAU = 0.4
 MINIMUM = 25  # a word is shown if it occurs more often than this
-SHOWN = 20  # words of a finding, the best first
 UNKNOWN = "unknown"
 SPECIAL = {"[start]": "start", "[end]": "end"}
 
@@ -86,7 +85,7 @@ def word_tables(rows: Iterable[Mapping[str, Any]], minimum: int = MINIMUM) -> li
             "a text says twice counts twice; intervals draw whole patients."
         )
         columns = ("word", "part of speech", "occurrences", "CNR, whole word", "CNR, first sub-token", "coverage")
-        shown = tuple(tuple(line) for line in lines[:SHOWN])
+        shown = tuple(map(tuple, lines))
         tables.append(Table(f"words-{len(tables) + 1}", f"{label}: words", columns, shown, note))
     return tables
 

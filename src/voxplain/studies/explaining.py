@@ -13,7 +13,7 @@ from voxplain import recipes as known
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.maps import AttentionMaps, Attribution, Explanation, Heatmap, Recipe, Sample, Trajectory
-from voxplain.studies import effect, grounding, honesty, support
+from voxplain.studies import effect, fitting, grounding, honesty, support
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
 
@@ -109,7 +109,7 @@ def explain_image(
 ) -> Explanation:
     """As `explain`, for an image that was not generated: the read-out of `grounding` by a profile and every recipe.
 
-    The sample is first brought to the model's grid (`grounding.fitted`). `seeds` repeat the read-out with other noise,
+    The sample is first brought to the model's grid (`fitting.fitted`). `seeds` repeat the read-out with other noise,
     and are refused by "invert", which draws none. `provenance` says what was read: "readout", "noise_levels", and the
     "seed" of what was drawn or the "round_trip" of an inversion.
     """
@@ -121,7 +121,7 @@ def explain_image(
     tokens = _checked(adapter, text, chosen, seeds, removed)
     job = _Job(adapter, chosen, grounding.STEPS, None, layers, progress, removed=removed)
     facts = {"model": adapter.name, "weights": adapter.weights_hash, "unknown_words": adapter.unknown_words(text)}
-    sample = grounding.fitted(sample, adapter.geometry)
+    sample = fitting.fitted(sample, adapter.geometry)
     sample = replace(sample, prompt=text, provenance={**sample.provenance, **facts})
     runs = [_ground(job, sample, tokens, profile, seed + number) for number in range(seeds)]
     return _explanation(job, tokens, {}, runs, seed)

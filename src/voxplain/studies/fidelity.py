@@ -4,7 +4,6 @@ Features come from any network, as files (`metrics.load_features`), or from our 
 phantoms and is a yardstick for phantoms alone.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -15,13 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from voxplain.datasets.phantom.cases import SPACING
 from voxplain.datasets.phantom.findings import KINDS
 from voxplain.datasets.reading import NIFTI, read_image
 from voxplain.datasets.tables import rows
 from voxplain.metrics.base import Undefined
 from voxplain.metrics.classification import TORCHXRAYVISION, finding_auc
 from voxplain.metrics.distribution import Distance, fid, kid, precision_recall
-from voxplain.metrics.features import Features
+from voxplain.metrics.features import Features, described
 from voxplain.metrics.image import ms_ssim, pairs_across, pairs_within, psnr, ssim
 from voxplain.metrics.statistics import bootstrap
 from voxplain.studies.judging import LearnedReader, see
@@ -46,7 +46,8 @@ def distances(real: Features, generated: Features, *, allow_few: bool = False, s
 def reader_features(reader: LearnedReader, folder: Path) -> Features:
     """What the reader's last block sees in each volume of a folder (NIfTI, HU, voxels of 5 mm), the mean over places.
 
-    Raises ValueError for a folder without volumes and for one whose shape the reader does not take.
+    Raises ValueError for a folder without volumes, and for a volume whose shape the reader does not take or whose file
+    says that its voxels are of another size.
     """
     made = [pooled(reader.network, _volume(path)) for path in _images(folder, NIFTI)]
     network = f"voxplain reader {reader.weights_hash[:12]}, last block, mean over places"
@@ -119,16 +120,12 @@ def scored_files(scores: Path, *, names: Names = TORCHXRAYVISION, healthy: str =
     That file holds {"network": ..., "outputs": [...], "labels": [...]}, a label for each image. Raises
     FileNotFoundError and ValueError for what lacks.
     """
-    beside = scores.with_suffix(".json")
     example = '{"network": ..., "outputs": [...], "labels": [...]}'
-    if not beside.is_file():
-        raise FileNotFoundError(f"{beside} is missing: write there {example}")
-    said = json.loads(beside.read_text())
-    if not isinstance(said, dict) or not {"network", "outputs", "labels"} <= said.keys():
-        raise ValueError(f"{beside} must hold {example}")
-    values = np.load(scores, allow_pickle=False).astype(np.float64)
+    values, said = described(scores, example)
+    if not {"network", "outputs", "labels"} <= said.keys():
+        raise ValueError(f"{scores.with_suffix('.json')} must hold {example}")
     outputs, labels = (list(map(str, said[name])) for name in ("outputs", "labels"))
-    return auc_table(values, outputs, labels, str(said["network"]), names=names, healthy=healthy)
+    return auc_table(values.astype(np.float64), outputs, labels, str(said["network"]), names=names, healthy=healthy)
 
 
 def reader_auc(
@@ -137,7 +134,7 @@ def reader_auc(
     """`auc_table` of what the reader says of the volumes of a folder, labeled by a CSV file (file, label).
 
     The score of a kind of finding is its highest probability anywhere. Labels are kinds such as "effusion", or
-    "No Finding". Raises ValueError for a volume without a label.
+    "No Finding". Raises ValueError for a volume without a label or with voxels of another size than 5 mm.
     """
     said = {row["file"]: row["label"] for _, row in rows(labels, ("file", "label"))}
     paths, made = _images(folder, NIFTI), []
@@ -228,7 +225,13 @@ def _image(path: Path) -> Float[np.ndarray, "*spatial"]:
 
 
 def _volume(path: Path) -> Float[np.ndarray, "slices rows columns"]:
-    values = _image(path)
-    if values.ndim != 3:
-        raise ValueError(f"{path} has shape {values.shape}; the reader reads volumes")
-    return values
+    """The mean over its channels, in the voxels that the reader was trained on (or of a size that nobody stated)."""
+    image, geometry, _ = read_image(path)
+    if geometry.ndim != 3:
+        raise ValueError(f"{path} has shape {geometry.shape}; the reader reads volumes")
+    if geometry.spacing_known and not np.allclose(geometry.spacing, SPACING, rtol=0.01):
+        found, expected = (" x ".join(f"{step:.3g}" for step in steps) for steps in (geometry.spacing, SPACING))
+        raise ValueError(
+            f"{path} has voxels of {found} mm, but the reader reads voxels of {expected} mm: resample the volume first"
+        )
+    return image.mean(0)

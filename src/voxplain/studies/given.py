@@ -12,20 +12,22 @@ from voxplain import recipes as known
 from voxplain.adapters.base import Adapter
 from voxplain.datasets.base import Box, Boxes
 from voxplain.datasets.frames import Frame, frame_of
+from voxplain.datasets.reading import NIFTI, check_file, check_finite, read_mask, read_nifti
 from voxplain.datasets.reading import read_image as read_picture
 from voxplain.datasets.shapes import paint
 from voxplain.geometry import Geometry, regular
-from voxplain.io.dicom_series import read_image
-from voxplain.io.nifti import SPREAD, read_volume
+from voxplain.io.dicom_series import read_series
+from voxplain.io.nifti import SPREAD
 from voxplain.maps import Attribution, Explanation, Heatmap, Mask, Sample
 from voxplain.metrics.controls import center_prior, random_half
 from voxplain.scoring import values
 from voxplain.studies.benchmark import read
 from voxplain.studies.benchmark_cases import is_picture, steps_of, suited
+from voxplain.studies.fitting import check_channels
 from voxplain.studies.rules import occurrences
 from voxplain.tokens import TokenizedPrompt
 
-LOSSY = (".jpg", ".jpeg")
+READS = {2: "pictures", 3: "volumes"}  # what a model of so many axes reads
 SPECIAL = ("start", "end", "padding")  # rules that need attention
 METRICS = ("auc_roc", "cnr", "average_precision", "pointing_game", "chance_level", "mass_inside", "mixture_iou")
 
@@ -54,12 +56,22 @@ def given(
 
     The truth is a mask on the image's own grid (`mask_values` of it, or all that is not 0), or the union of boxes in
     pixels of the image as it is stored; `size` (width, height, ...) is what the annotation says of that image. The
-    frame is kept in the sample's provenance. Raises ValueError for a picture and a model of volumes, another size, a
-    mask in another frame (it is never resized), an empty one, a box that leaves the image, and a truth that lies
-    outside of the model's frame.
+    frame is kept in the sample's provenance. Raises FileNotFoundError for an absent file, and ValueError for a picture
+    and a model of volumes or the other way round, other channels than the model's, NaN, another size, a mask in another
+    frame (it is never resized) or that `read_mask` refuses, an empty one, a box that leaves the image, and a truth that
+    lies outside of the model's frame.
     """
-    path = Path(path)
+    path, mask = Path(path), None if mask is None else Path(mask)
+    if mask_values and mask is None:
+        raise ValueError(f"values {', '.join(map(str, mask_values))} of a mask are named, but no mask is; give both")
+    if mask is not None and boxes:
+        raise ValueError("give a mask or boxes as the truth, not both")
+    if not path.is_dir():
+        check_file(path)
+    if mask is not None:
+        check_file(mask, "mask ")
     image, stored, unit = _stored(path, adapter)
+    check_finite(image, path)
     if size is not None and tuple(size) != stored.shape[::-1]:
         said, found = (" x ".join(map(str, each)) for each in (size, stored.shape[::-1]))
         raise ValueError(
@@ -69,15 +81,12 @@ def given(
     frame = frame_of(stored, steps_of(path, adapter)(stored))
     seen = frame.image(image) if frame.steps else image
     sample = suited(Sample(seen, frame.target, text, unit=unit), adapter)
+    check_channels(adapter, sample.image, path.name)
     affines = {"stored_affine": stored.affine.tolist(), "scored_affine": frame.target.affine.tolist()}
     sample = replace(sample, provenance={"image": path.name, "frame": {**frame.facts(), **affines}})
     if mask is None and not boxes:
         return Given(sample, frame)
-    if mask_values and mask is None:
-        raise ValueError("values of a mask are named, but no mask is; give both")
-    if mask is not None and boxes:
-        raise ValueError("give a mask or boxes as the truth, not both")
-    drawn = paint(Boxes(tuple(boxes)), stored.shape) if mask is None else _mask(Path(mask), path, stored, mask_values)
+    drawn = paint(Boxes(tuple(boxes)), stored.shape) if mask is None else _mask(mask, path, stored, mask_values)
     if not drawn.any():
         which = f"has no cell of {', '.join(map(str, mask_values))}" if mask_values else "is empty"
         raise ValueError(f"the mask {mask} {which}, so there is nothing to find")
@@ -91,13 +100,24 @@ def given(
     return Given(sample, frame, Mask("truth", truth, frame.target), frame.share(drawn))
 
 
-def check_rule(prompt: TokenizedPrompt, rule: str, words: Sequence[str], recipes: Sequence[str]) -> None:
+def check_rule(
+    prompt: TokenizedPrompt, rule: str, words: Sequence[str], recipes: Sequence[str], *, scored: bool = False
+) -> None:
     """Raise ValueError, before anything is read, where the rule would have no map of this text by any of the recipes.
 
-    Each of `words` has to be in the text, and a rule that goes by the text alone takes none.
+    `words` are forms of one finding, of which "words" and "first" need one in the text; "substring" does without. A
+    rule that goes by the text alone takes none. Where the map is to be `scored`, a text that is longer than the model's
+    context needs words, since the finding may be what fell off.
     """
-    for word in words:
-        prompt.find(word, None if "#" in word else 0)
+    if any(not word.strip() for word in words):
+        raise ValueError("a word of the finding is blank; give a word or phrase of the text")
+    if scored and prompt.truncated and not words:
+        raise ValueError(
+            f"the text is longer than the model's context, and {prompt.truncated!r} fell off, so the score might be of "
+            "a map without the finding; name the finding's words (--word), or shorten the text"
+        )
+    if rule in ("words", "first") and len(words) == 1:
+        prompt.find(words[0], None if "#" in words[0] else 0)  # says which words are near
     if words and rule in ("all", *SPECIAL):
         raise ValueError(f"token rule {rule!r} goes by no words, but these were given: {', '.join(words)}")
     chosen = [known.get(name) for name in recipes]
@@ -147,26 +167,29 @@ def _stored(path: Path, adapter: Adapter) -> tuple[Float[np.ndarray, "channels *
     """The image as the file has it, and the unit of its values."""
     if is_picture(path):
         return read_picture(path)
-    image, geometry = read_image(path, adapter.geometry.ndim)
+    ndim = adapter.geometry.ndim
+    if path.is_dir() and ndim == 3:
+        image, geometry = read_series(path)
+    elif path.is_file() and path.name.lower().endswith(NIFTI):
+        image, geometry = read_nifti(path, ndim)
+    else:
+        raise ValueError(
+            f"{path} is no image that {adapter.name} can read: models of volumes take NIfTI (.nii or .nii.gz) or the "
+            "folder of one CT series, models of pictures PNG, JPEG or TIFF"
+        )
+    if geometry.ndim != ndim:
+        raise ValueError(
+            f"{path.name} has shape {geometry.shape}, and {adapter.name} reads {READS[ndim]}; choose a model of "
+            f"{READS[geometry.ndim]}"
+        )
     return image.reshape(-1, *geometry.shape).astype(np.float32), geometry, "HU"
 
 
 def _mask(path: Path, image: Path, geometry: Geometry, values: Sequence[int]) -> Bool[np.ndarray, "*spatial"]:
     """The mask on the grid of the stored image."""
-    if path.suffix.lower() in LOSSY:
-        raise ValueError(f"mask {path.name} is a JPEG, which blurs the edges of a mask; give it as PNG or NIfTI")
-    if is_picture(path):
-        if values:
-            raise ValueError(f"mask {path.name} is a picture; values are for NIfTI masks, give it as black and white")
-        found = read_picture(path)[0]
-        shape, same = found.shape[1:] if len(found) == 1 else found.shape, is_picture(image)
-    else:
-        found, lies = read_volume(path, geometry.ndim)
-        found = found.reshape(-1, *lies.shape)
-        shape, same = found.shape[1:] if len(found) == 1 else found.shape, lies.same_as(geometry)
-    if not same or shape != geometry.shape:
+    if is_picture(path) and not is_picture(image):
         raise ValueError(
-            f"mask {path.name} {shape} does not lie on the grid of {image.name} {geometry.shape}; give one channel on "
-            "that grid, as it is stored: a mask is never resized silently"
+            f"mask {path.name} is a picture, which has no place in the world, so nobody knows how it lies on "
+            f"{image.name}; give the mask as NIfTI on the image's grid"
         )
-    return np.isin(found[0], values) if values else found[0] != 0
+    return read_mask(path, geometry, values)

@@ -16,18 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from voxplain import recipes
 from voxplain.adapters import as_adapter
 from voxplain.adapters.base import Adapter
 from voxplain.attention import RunningMeans
-from voxplain.datasets.frames import Resize, Step, frame_of, grid_like
-from voxplain.geometry import Geometry
 from voxplain.maps import AttentionMaps, Attribution, Recipe, Sample, Trajectory
 from voxplain.models.events import TEXT
 from voxplain.studies.effect import KEPT, batched, keeping, kept_steps, measure_words
+from voxplain.studies.fitting import check_channels
 from voxplain.studies.honesty import spread
 from voxplain.studies.inverting import invert
 from voxplain.studies.support import support_words
@@ -45,6 +43,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 def renoise(adapter: Adapter, sample: Sample, *, steps: int = STEPS, used: int = USED, seed: int = 0) -> Trajectory:
     """The image's latent at the `used` least noisy of `steps` noise levels, with noise drawn for each."""
     _check_levels(steps, used)
+    check_channels(adapter, sample.image)
     levels = adapter.timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -96,6 +95,7 @@ def states_of(
         states = generated(adapter, prompt, steps=steps, used=used, seed=seed, progress=progress)
         return states, {**facts, "seed": seed}
     if profile == "invert":
+        check_channels(adapter, sample.image)
         made = invert(adapter, sample, prompt, steps=steps, used=used, progress=progress)
         return made.states, {**facts, "round_trip": dict(made.round_trip)}
     raise ValueError(f"unknown profile {profile!r}; there are {', '.join(PROFILES)}")
@@ -168,9 +168,11 @@ def read(
 ) -> list[Attribution]:
     """Any recipe at given states: attention at all of them (`options` of `record`), the effect at 8, evenly spaced.
 
-    `support` compares all of them with the `samples` that they are noisy states of.
+    `support` compares all of them with the `samples` that they are noisy states of. Raises ValueError for `layers` and
+    a recipe that reads no attention.
     """
     recipe = recipes.get(recipe)
+    _check_layers(recipe, options.get("layers"))
     if recipe.needs_attention:
         return attend(adapter, prompts, states, recipe, progress=progress, **options)
     if recipe.name == "support" and len(samples) != len(prompts):
@@ -204,7 +206,7 @@ def ground(
 
     The sample must have the shape that the model makes; `fitted` brings another image to it. The maps lie in the
     sample's frame. `seed` draws the noise of "renoise" and "generate"; "invert" draws nothing, and its round trip is in
-    the provenance.
+    the provenance. `layers` are for recipes that read attention, and refused (ValueError) with others.
     """
     options: dict[str, Any] = {"seed": seed, "steps": steps, "used": used, "layers": layers, "progress": progress}
     return ground_all(model, [sample], [prompt], recipe, profile=profile, **options)[0]
@@ -227,6 +229,7 @@ def ground_all(
     """As `ground`, for many images with a text each; image i is noised from seed + i, `limit` of them share a batch."""
     adapter = as_adapter(model)
     check_read(profile, recipe)
+    _check_layers(recipes.get(recipe), layers)
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("the text is empty; give the words to look for")
     tokenized = [adapter.tokenize(prompt) for prompt in prompts]
@@ -285,39 +288,6 @@ def thinned(states: Trajectory, count: int = KEPT) -> Trajectory:
     return states.at(kept_steps(len(states.timesteps), count))
 
 
-def fitted(sample: Sample, geometry: Geometry) -> Sample:
-    """The sample on a model's grid: shape, spacing and axes of `geometry`, around the sample's own center (`way_to`).
-
-    Resampled as `datasets.frames.Frame.image` does it: what lies outside the sample gets its lowest value (air, in a
-    CT).
-    """
-    frame = frame_of(sample.geometry, way_to(sample.geometry, geometry))
-    return replace(sample, image=frame.image(sample.image), geometry=frame.target) if frame.steps else sample
-
-
-def way_to(own: Geometry, geometry: Geometry) -> tuple[Step, ...]:
-    """The step that brings a volume to a model's grid; none where it lies there.
-
-    Where nobody knows the spacing of one of the two, an image of the model's shape is taken as it is, one that shows
-    just the model's field of view is resized, and any other is refused (ValueError).
-    """
-    if own.ndim != geometry.ndim:
-        raise ValueError(f"the image has {own.ndim} axes {own.shape}, but the model makes {geometry.shape}")
-    if own.same_as(geometry):
-        return ()
-    if own.at(geometry.shape).same_as(geometry):
-        return (Resize(geometry.shape),)
-    unknown = [name for name, one in (("image", own), ("model", geometry)) if not one.spacing_known]
-    if not unknown:
-        return (grid_like(geometry),)
-    if own.shape == geometry.shape and np.allclose(_axes(own), _axes(geometry), atol=1e-3):
-        return ()
-    raise ValueError(
-        f"the spacing of the {' and the '.join(unknown)} is not known, so the image {own.shape} cannot be brought to "
-        f"the model's {geometry.shape} by millimeters; set it in the image's header, or bring the image to that shape"
-    )
-
-
 def resolved(adapter: Adapter, recipe: str | Recipe) -> Recipe:
     """The recipe, with the layers that the model names as localizing where it leaves them to the model."""
     recipe = recipes.get(recipe)
@@ -328,14 +298,17 @@ def resolved(adapter: Adapter, recipe: str | Recipe) -> Recipe:
     return replace(recipe, layers=tuple(adapter.localizing_layers))
 
 
+def _check_layers(recipe: Recipe, layers: Sequence[str] | None) -> None:
+    if layers is not None and not recipe.needs_attention:
+        raise ValueError(
+            f"recipe {recipe.name!r} reads no attention, so layers = {list(layers)} would change nothing; leave them "
+            "out, or take a recipe that does, as 'mean'"
+        )
+
+
 def _check_levels(steps: int, used: int) -> None:
     if not 1 <= used <= steps:
         raise ValueError(f"used = {used} of {steps} noise levels; give 1 to {steps}")
-
-
-def _axes(geometry: Geometry) -> Float[np.ndarray, "axes axes"]:
-    """The direction of each axis in the world, as columns of length one."""
-    return geometry.affine[:-1, :-1] / geometry.spacing
 
 
 def _states(states: Sequence[Trajectory], group: Sequence[int], number: int) -> Tensor:

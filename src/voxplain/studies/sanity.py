@@ -29,6 +29,7 @@ from voxplain.maps import Attribution, Sample, Trajectory
 from voxplain.resampling import resample
 from voxplain.studies import grounding, honesty
 from voxplain.studies.effect import PROBE, differences, removal
+from voxplain.studies.fitting import fitted
 from voxplain.studies.sanity_weights import STAGES, network_of, shuffling
 from voxplain.tokens import TokenizedPrompt
 from voxplain.tracing import trace
@@ -122,7 +123,7 @@ def examine(
     report = progress or (lambda stage, done, total: None)
     report("guidance", 0, 0)
     guided, verdict = _guidance(adapter, prompt, word, seed, generation_steps)
-    image = grounding.fitted(guided if sample is None else sample, adapter.geometry)
+    image = fitted(guided if sample is None else sample, adapter.geometry)
     states = grounding.renoise(adapter, image, steps=steps, used=used, seed=seed)
     (attribution,) = grounding.attend(adapter, [prompt], [states])
     reading = _Reading(adapter, image, prompt, word, states, attribution)

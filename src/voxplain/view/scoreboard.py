@@ -22,16 +22,17 @@ def scoreboard(
 ) -> str:
     """The page. A section is its title, sentences that belong above it, tables, and figures (title -> SVG)."""
     body = "".join(_section(*section) for section in sections)
-    again = f"<p>Made again by</p><pre>{escape(command)}</pre>" if command else ""
     return markup.page(
         title,
         f'<h1>Voxplain evaluation</h1><p class="prompt">{escape(title)}</p><div class="caution">'
         f"<strong>{escape(WARNING)}</strong>{markup.bullets(cautions) if cautions else ''}</div>{body}"
-        f"<h2>How it was made</h2>{again}{markup.definitions(markup.flat(facts))}",
+        f"<h2>How it was made</h2>{_again(command)}{markup.definitions(markup.flat(facts))}",
     )
 
 
-def verdicts(title: str, rows: Sequence[tuple[str, bool | None, str]], facts: Mapping[str, Any]) -> str:
+def verdicts(
+    title: str, rows: Sequence[tuple[str, bool | None, str]], facts: Mapping[str, Any], command: str = ""
+) -> str:
     """The page of a series of checks: name, whether it passed (None: it does not apply), and the reason."""
     words = {True: "pass", False: "FAIL", None: "not applicable"}
     failed = sum(passed is False for _, passed, _ in rows)
@@ -43,8 +44,12 @@ def verdicts(title: str, rows: Sequence[tuple[str, bool | None, str]], facts: Ma
         title,
         f'<h1>Voxplain sanity</h1><p class="prompt">{escape(title)}</p><div class="caution"><strong>'
         f"{escape(WARNING)}</strong></div>{as_html(table)}<h2>How it was made</h2>"
-        f"{markup.definitions(markup.flat(facts))}",
+        f"{_again(command)}{markup.definitions(markup.flat(facts))}",
     )
+
+
+def _again(command: str) -> str:
+    return f"<p>Made again by</p><pre>{escape(command)}</pre>" if command else ""
 
 
 def _section(title: str, sentences: Sequence[str], tables: Sequence[Table], figures: Mapping[str, bytes]) -> str:

@@ -18,6 +18,7 @@ FIGURE = re.compile(r"[+-]\d+(\.\d+)?(±\d+(\.\d+)?)?")  # as papers print it
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "[": "{[}",  # after the end of a row, a bracket would be its length
 }  # fmt: skip
 
 
