@@ -101,7 +101,7 @@ def test_words_that_fell_off_or_are_unknown_are_named_in_the_terminal_and_on_the
 
 def test_an_image_that_is_no_volume_is_refused(tmp_path):
     (tmp_path / "case.txt").write_text("no volume")
-    refused(call("ground", tmp_path / "case.txt", "left", "--out", tmp_path / "run"), "case.txt", "models of volumes take NIfTI")
+    refused(call("ground", tmp_path / "case.txt", "left", "--out", tmp_path / "run"), "case.txt", "take NIfTI")
 
 
 def test_a_map_over_seeds_of_an_indistinct_word_gets_no_mask_either(tmp_path):

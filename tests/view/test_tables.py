@@ -58,6 +58,12 @@ def test_html_is_escaped():
     assert "<script>" not in as_html(TABLE) and "&lt;script&gt;" in as_html(TABLE)
 
 
+def test_figures_end_below_each_other_and_words_begin_so():
+    figures = Table("t", "t", ("a", "b"), (("x", 1), ("y", "62.1 (our mean)"), ("z", "-0.27")))
+    assert '<table class="figures">' in as_html(figures)
+    assert "<table><thead>" in as_html(Table("t", "t", ("a", "reason"), (("x", "because"),)))
+
+
 def test_rows_that_do_not_fit_their_columns_are_refused():
     with pytest.raises(ValueError, match="1 cells under 2 columns"):
         Table("a", "a", ("x", "y"), (("only",),))

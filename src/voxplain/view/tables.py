@@ -72,9 +72,11 @@ def as_html(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in table.columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text(cell))}</td>' for cell in row)}</tr>" for row in table.rows)
     note = f'<p class="soft">{escape(table.note)}</p>' if table.note else ""
+    last = [str(row[-1]) for row in table.rows if isinstance(row[-1], str)]
+    kind = "" if any(not one[:1].isdigit() and not FIGURE.match(one) for one in last) else ' class="figures"'
     return (
-        f'<section id="{escape(table.name)}"><h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}'
-        f"</tr></thead><tbody>{body}</tbody></table></div>{note}</section>"
+        f'<section id="{escape(table.name)}"><h3>{escape(table.title)}</h3><div class="scroll"><table{kind}><thead>'
+        f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}</section>"
     )
 
 
