@@ -42,6 +42,8 @@ from voxplain.tracing import trace
 
 BANDS, STATES = 4, 16  # of the 40 least noisy of 50 levels
 SCALES = (1.0, 2.0, 4.0)
+STAGES = ("parts", "guidance")
+MADE = "attention of generations"
 APART = Recipe(
     "apart", "ours", "as mean, every layer and head apart", accumulate=frozenset({"layer", "head"}), layers=("*",)
 )
@@ -141,10 +143,18 @@ def guidance(bench: Bench, index: int) -> dict[str, Any]:
 
 
 def summarize(bench: Bench) -> None:
-    """A row a part: mean AUC over cases, with its interval, and the one inside the region by kind."""
-    table: list[dict[str, Any]] = []
+    """A row a part: mean AUC over cases, with its interval, and the one inside the region by kind.
+
+    A stage without rows stays as it was measured before, where that was with the same weights.
+    """
+    path, rows = RESULTS / f"contributions_{bench.options.split}.json", {one: _rows(bench, one) for one in STAGES}
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    same = old.get("figures", {}).get("weights") == bench.model.weights_hash
+    before = [row for row in old.get("table", []) if same and not rows[_stage(row)]]
+    commands = [one for one in old.get("command", "").split(" && ") if same and not rows.get(one.split()[2], [0])]
+    table: list[dict[str, Any]] = [row for row in before if _stage(row) == "parts"]
     by_part: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
-    for row in read_rows(_path(bench, "parts")):
+    for row in rows["parts"]:
         for name, score in row.get("scores", {}).items():
             by_part[name].append((row["kind"], score))
     for name, scores in by_part.items():
@@ -159,27 +169,30 @@ def summarize(bench: Bench) -> None:
             }
         )
     by_scale: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    path = _path(bench, "guidance")
-    for row in read_rows(path) if path.is_file() else ():
+    for row in rows["guidance"]:
         for name, figures in row.get("scores", {}).items():
             by_scale[name].append(figures)
     for name, figures in by_scale.items():
         table.append(
             {
-                "part": f"attention of generations: {name}",
-                "n": len(figures),
+                "part": f"{MADE}: {name}, where the rules find the finding",
+                "n": sum("auc" in one for one in figures),
                 "AUC, volume": _interval([one["auc"] for one in figures if "auc" in one]),
                 "AUC, region": _interval([one["auc_region"] for one in figures if "auc_region" in one]),
-                "found": float(np.mean([one["found"] for one in figures])),
+                "found, of all": float(np.mean([one["found"] for one in figures])),
             }
         )
-    ran = {stage: len(_rows(bench, stage)) for stage in ("parts", "guidance")}
-    counts = [
-        f"python bench/contributions.py {s} --split {bench.options.split} --count {n}" for s, n in ran.items() if n
-    ]
-    command = " && ".join([*counts, f"python bench/contributions.py summary --split {bench.options.split}"])
+    table += [row for row in before if _stage(row) == "guidance"]
+    tail = f"--split {bench.options.split}"
+    commands += [f"python bench/contributions.py {s} {tail} --count {len(made)}" for s, made in rows.items() if made]
+    command = " && ".join([*sorted(commands, reverse=True), f"python bench/contributions.py summary {tail}"])
     facts = {"weights": bench.model.weights_hash, "states": STATES, "bands": BANDS}
     print(write(f"contributions_{bench.options.split}", command, facts, table))
+
+
+def _stage(row: dict[str, Any]) -> str:
+    """Which stage a row of the table is of."""
+    return "guidance" if row["part"].startswith(MADE) else "parts"
 
 
 def _interval(values: list[float]) -> list[float] | float | None:
@@ -196,7 +209,7 @@ def _path(bench: Bench, stage: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stages", nargs="+", choices=["parts", "guidance", "summary"])
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "summary"])
     parser.add_argument("--model", default="thorax")
     parser.add_argument("--split", default="dev", choices=["dev", "test"])
     parser.add_argument("--count", type=int, default=60)

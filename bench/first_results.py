@@ -172,6 +172,11 @@ def summarize(skipped: Mapping[str, str]) -> Path:
                 if line[0].startswith(f"{SHOWN[0]}, "):
                     row[line[0]] = _cell(groups, line[0], name) if name in groups["columns"] else None
                     row[f"{line[0]}, best control"] = _best(groups, made["methods"], line[0])
+            shift = figures.get(job.replace("-test-", "-shift-")) if "-phantoms-test-" in job else None
+            if shift is not None and name in shift["methods"]:
+                inside = next(one for one in shift["tables"] if one["name"] == SHOWN[0])
+                row[f"{SHOWN[0]}, out of range"] = _cell(inside, PLAIN, name)
+                row[f"{SHOWN[0]}, out of range, best control"] = _best(inside, shift["methods"])
             row |= {price: _cell(tables["cost"], name, price) for price in PRICE if "cost" in tables}
             table.append(row)
     own = f"python bench/{Path(__file__).name} summary"
