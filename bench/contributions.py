@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,13 @@ def summarize(bench: Bench) -> None:
                 "found, of all": float(np.mean([one["found"] for one in figures])),
             }
         )
+    for less, more in pairwise(by_scale):
+        both = [pair for pair in zip(by_scale[more], by_scale[less], strict=True) if all("auc" in one for one in pair)]
+        change = {
+            name: _interval([a[key] - b[key] for a, b in both if key in a and key in b])
+            for name, key in (("AUC, volume", "auc"), ("AUC, region", "auc_region"))
+        }
+        table.append({"part": f"{MADE}: {more} less {less}, where found at both", "n": len(both), **change})
     table += [row for row in before if _stage(row) == "guidance"]
     tail = f"--split {bench.options.split}"
     commands += [f"python bench/contributions.py {s} {tail} --count {len(made)}" for s, made in rows.items() if made]
