@@ -114,3 +114,4 @@ def test_a_command_leaves_out_what_is_usual():
     assert evaluating.spelled("evaluate", ["phantoms"], given) == (
         "voxplain evaluate phantoms --out 'a b' --retry --set x=1 --set y=2 --gpus 0.5"
     )
+    assert evaluating.spelled("sanity", ["toy"], {"as_json": True, "other": "nodule"}) == "voxplain sanity toy --json"

@@ -181,7 +181,7 @@ def spelled(name: str, arguments: list[str], options: Mapping[str, Any]) -> str:
     from inspect import signature
 
     usual = {key: one.default for key, one in signature(globals()[name]).parameters.items()}
-    names = {"option": "set", "read_as": "as"}
+    names = {"option": "set", "read_as": "as", "as_json": "json"}
     parts = ["voxplain", name, *arguments]
     for key, value in options.items():
         if value == usual.get(key) or value is None:
